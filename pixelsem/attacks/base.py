@@ -1,0 +1,104 @@
+"""What goes into every attack and what comes out: plain tensors, no files, no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelsem.fitness.evaluator import Evaluator
+
+
+@dataclass(frozen=True)
+class Searches:
+    """S independent searches over N images.
+
+    :ivar images: uint8 [N, 3, H, W], the clean images at the classifier's resolution.
+    :ivar image: int64 [S], which image each search is about.
+    :ivar labels: int64 [S], the class each search attacks away from.
+    :ivar targets: int64 [S], the class it must reach, -1 where any other will do.
+    :ivar regions: bool [S, H, W], the pixels it may change; never empty.
+    :ivar generators: one random generator per search, already keyed.
+    """
+
+    images: Tensor
+    image: Tensor
+    labels: Tensor
+    targets: Tensor
+    regions: Tensor
+    generators: Sequence[np.random.Generator]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, which: slice) -> Searches:
+        """Return a part of the searches, with only the images that they are about."""
+        used, image = self.image[which].unique(return_inverse=True)
+        return Searches(
+            self.images[used], image, self.labels[which], self.targets[which], self.regions[which],
+            self.generators[which],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search came to.
+
+    :ivar search: its index in the searches given.
+    :ivar adversarial: uint8 [3, H, W] on the CPU, the best candidate found, hit or not.
+    :ivar queries: candidates that went through the model.
+    :ivar candidates: all candidates, free ones included.
+    :ivar generations: rounds done; for population-based attacks the initial one counts.
+    :ivar history: arrays by name that tell how the search went.
+    """
+
+    search: int
+    adversarial: Tensor
+    queries: int
+    candidates: int
+    generations: int
+    history: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """What an attack reports while it runs, and how it is asked to stop."""
+
+    queries: int = 0
+    finished: int = 0
+    found: int = 0
+    on_change: Callable[[Progress], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Attack(Protocol):
+    """The one shape of every attack: searches in, outcomes out, in any order.
+
+    Searches that were not finished when ``progress.should_stop()`` turned true have no outcome.
+    """
+
+    def __call__(
+        self, searches: Searches, evaluator: Evaluator, settings: Any, progress: Progress
+    ) -> Iterator[Outcome]:
+        """Run the searches."""
+
+
+def fitness_of(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return what is minimised, float32 [C]: the label's confidence, or minus the target's (wang2021 §IV-B).
+
+    ``logits`` is [C, classes], ``labels`` and ``targets`` int64 [C] with -1 for no target.
+    """
+    confidence = logits.float().softmax(1)
+    wanted = torch.where(targets >= 0, targets, labels)[:, None]
+    value = confidence.gather(1, wanted)[:, 0]
+    return torch.where(targets >= 0, -value, value)
+
+
+def is_hit(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return bool [C]: is the top-1 another class than the label, or the target where there is one?"""
+    top = logits.argmax(1)
+    return torch.where(targets >= 0, top == targets, top != labels)

@@ -1,0 +1,166 @@
+"""The few-pixel attack by differential evolution (su2017; region-restricted as in wang2021 §III-D)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelsem.attacks.base import Outcome, Progress, Searches, fitness_of, is_hit
+from pixelsem.attacks.evolution import Evolution
+from pixelsem.attacks.few_pixel import GENES, PixelCoding, colour_genes
+from pixelsem.attacks.settings import DESettings
+from pixelsem.fitness.edits import Edits
+from pixelsem.fitness.evaluator import Evaluator
+
+
+def differential_evolution(
+    searches: Searches, evaluator: Evaluator, settings: DESettings, progress: Progress | None = None
+) -> Iterator[Outcome]:
+    """Search for few-pixel changes that alter the prediction; yield each :class:`Outcome` as it is decided.
+
+    The fitness is the confidence of the label, or minus that of the target (wang2021 §IV-B). After every
+    generation, the initial population included, candidates that hit are confirmed in fp32, the fittest
+    first; the first confirmed one ends its search (``early_stop``, ``stop='hit'``). Otherwise the fittest
+    confirmed hit is returned, or the fittest member where there was none.
+    """
+    progress = progress or Progress()
+    run = _Run(searches, evaluator, settings)
+    while run.active and not progress.should_stop():
+        run.advance()
+        outcomes = run.take_finished()
+        progress.queries = evaluator.queries
+        progress.finished += len(outcomes)
+        progress.on_change(progress)
+        yield from outcomes
+
+
+class _Search:
+    """What one search has come to so far."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.queries = 0
+        self.hit: Tensor | None = None  # uint8 [3, H, W], the fittest confirmed hit
+        self.hit_fitness = float("inf")
+        self.history: dict[str, list[Any]] = {"best": [], "mean": [], "accepted": [], "close": []}
+
+    def record(self, fitness: Tensor, accepted: Tensor, close: Tensor) -> None:
+        """Append one generation: best and mean fitness, and (after the first) which trials were accepted or close."""
+        self.history["best"].append(float(fitness.min()))
+        self.history["mean"].append(float(fitness[fitness.isfinite()].mean()))
+        if len(self.history["best"]) > 1:
+            self.history["accepted"].append(np.packbits(accepted.numpy()))
+            self.history["close"].append(np.packbits(close.numpy()))
+
+    def arrays(self, population: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the history as arrays: float32 [G] twice, and uint8 [G − 1, ⌈P / 8⌉] twice."""
+        width = -(-population // 8)
+        packed = {k: np.array(self.history[k], np.uint8).reshape(-1, width) for k in ("accepted", "close")}
+        return {**{k: np.array(self.history[k], np.float32) for k in ("best", "mean")}, **packed}
+
+
+class _Run:
+    """Searches in lock-step; row i of every tensor belongs to ``active[i]``."""
+
+    def __init__(self, searches: Searches, evaluator: Evaluator, settings: DESettings) -> None:
+        self.settings = settings
+        self.evaluator = evaluator
+        device = evaluator.device
+        self.images = searches.images.to(device)
+        image = searches.image.to(device)
+        self.labels, self.targets = searches.labels.to(device), searches.targets.to(device)
+        self.clean = fitness_of(evaluator.attach(self.images)[image], self.labels, self.targets)
+        self.coding = PixelCoding(self.images, image, searches.regions.to(device), settings.constraint)
+        self.evolution = Evolution(
+            searches.generators, GENES * settings.pixels, settings, normal=colour_genes(settings.pixels), device=device
+        )
+        self.active = [_Search(index) for index in range(len(searches))]
+
+    def advance(self) -> None:
+        """Score and select one generation of every active search; confirm hits."""
+        edits = self.coding.edits(self.evolution.ask())
+        fitness, hits, scored = self._score(edits)
+        self.evolution.tell(fitness)
+        self._confirm(edits, fitness, hits)
+        state = [tensor.cpu() for tensor in (self.evolution.fitness, self.evolution.accepted, self.evolution.close)]
+        for row, (search, queries) in enumerate(zip(self.active, scored.sum(1).tolist(), strict=True)):
+            search.queries += queries
+            search.record(*(tensor[row] for tensor in state))
+
+    def _score(self, edits: Edits) -> tuple[Tensor, Tensor, Tensor]:
+        """Return fitness, hit and scored, each [n, P]: a candidate that changes nothing is free and no hit."""
+        size = self.settings.population
+        labels, targets = self.labels.repeat_interleave(size), self.targets.repeat_interleave(size)
+        fitness = self.clean.repeat_interleave(size)
+        hits = torch.zeros_like(labels, dtype=torch.bool)
+        changed = edits.changes(self.images)
+        chosen = changed.nonzero()[:, 0]
+        if len(chosen):
+            logits = self.evaluator.score(edits[chosen])
+            fitness[chosen] = fitness_of(logits, labels[chosen], targets[chosen])
+            hits[chosen] = is_hit(logits, labels[chosen], targets[chosen])
+        shape = (-1, size)
+        return fitness.view(shape), hits.view(shape), changed.view(shape)
+
+    def _confirm(self, edits: Edits, fitness: Tensor, hits: Tensor) -> None:
+        """Look at the hits of each search, fittest first, until one holds in fp32."""
+        size = self.settings.population
+        for row in hits.any(1).nonzero()[:, 0].tolist():
+            search = self.active[row]
+            for column in fitness[row].argsort(stable=True).tolist():
+                if not hits[row, column]:
+                    continue
+                value = float(fitness[row, column])
+                if value >= search.hit_fitness:
+                    break
+                image = edits[row * size + column : row * size + column + 1].render(self.images)
+                if self._holds(image, row):
+                    search.hit, search.hit_fitness = image[0].cpu(), value
+                    break
+
+    def _holds(self, image: Tensor, row: int) -> bool:
+        logits = self.evaluator.confirm(image)
+        return bool(is_hit(logits, self.labels[row : row + 1], self.targets[row : row + 1])[0])
+
+    def take_finished(self) -> list[Outcome]:
+        """Drop the searches that are over and return their outcomes."""
+        done = self._over()
+        if not any(done):
+            return []
+        genes, _ = self.evolution.best()
+        best = self.coding.edits(genes[:, None, :]).render(self.images).cpu()
+        outcomes = [self._outcome(search, best[row]) for row, search in enumerate(self.active) if done[row]]
+        left = torch.tensor([not over for over in done])
+        self.active = [search for search, over in zip(self.active, done, strict=True) if not over]
+        self.evolution.keep(left)
+        left = left.to(self.evaluator.device)
+        self.coding.keep(left)
+        self.labels, self.targets, self.clean = self.labels[left], self.targets[left], self.clean[left]
+        return outcomes
+
+    def _over(self) -> list[bool]:
+        settings = self.settings
+        if self.evolution.generation >= settings.generations:
+            return [True] * len(self.active)
+        if not settings.early_stop:
+            return [False] * len(self.active)
+        if settings.stop == "hit":
+            return [search.hit is not None for search in self.active]
+        limit = torch.where(self.targets >= 0, -settings.stop_target, settings.stop_true)
+        _, best = self.evolution.best()
+        return [bool(over) for over in (best <= limit).tolist()]
+
+    def _outcome(self, search: _Search, best: Tensor) -> Outcome:
+        generations = self.evolution.generation
+        return Outcome(
+            search=search.index,
+            adversarial=best if search.hit is None else search.hit,
+            queries=search.queries,
+            candidates=generations * self.settings.population,
+            generations=generations,
+            history=search.arrays(self.settings.population),
+        )

@@ -1,0 +1,277 @@
+"""``pixelsem attack NAME``: adversarial images whose changes stay inside a region."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixelsem.attacks.registry import ATTACKS, AttackInfo
+from pixelsem.attacks.settings import EvaluatorOptions, GoalOptions, RegionOptions
+from pixelsem.cli.console import Console
+from pixelsem.cli.inputs import newest_stage, resolve_inputs
+from pixelsem.cli.model import load
+from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, as_text, expand
+from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
+from pixelsem.errors import PixelsemError
+from pixelsem.models.settings import ModelOptions
+from pixelsem.settings import Settings
+from pixelsem.stage import STAGE_FILE, Stage
+
+if TYPE_CHECKING:
+    from pixelsem.engine.attacking import AttackRun, Tally
+    from pixelsem.models import Classifier
+    from pixelsem.sources import ImageItem, ImageSource
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(help="An image folder, an image, or a segmentation stage (default: stdin, or the newest stage)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``attack`` group with one command per registered attack."""
+    group = typer.Typer(help="Make adversarial images whose changes stay inside a region.", no_args_is_help=True)
+    for info in ATTACKS.values():
+        group.command(info.name, help=f"{info.summary} ({info.paper})")(_command(info))
+    app.add_typer(group, name="attack")
+
+
+def _command(info: AttackInfo) -> Callable[..., None]:
+    def load_preset(context: typer.Context, value: str | None) -> str | None:
+        if value is not None and not context.resilient_parsing:
+            if value not in info.presets:
+                raise PixelsemError(f"--preset: {value!r} is none of {', '.join(info.presets)}")
+            fixed = {name: as_text(setting) for name, setting in info.presets[value].items()}
+            add_defaults(context, fixed, first=False)
+        return value
+
+    def attack(
+        *,
+        context: typer.Context,
+        images: Images = None,
+        preset: str | None = None,
+        settings: Settings,
+        region: RegionOptions,
+        goal: GoalOptions,
+        model: ModelOptions,
+        evaluator: EvaluatorOptions,
+        selection: SelectionOptions,
+        output: OutputOptions,
+    ) -> None:
+        command = _AttackCommand(context, info, settings, region, goal, model, evaluator, selection, output)
+        command.run(images, preset)
+
+    text = f"Settings of a paper: {', '.join(info.presets)}. Options given beside it win."
+    choice = typer.Option(help=text, is_eager=True, callback=load_preset)
+    attack.__annotations__ |= {"settings": info.settings, "preset": Annotated[str | None, choice]}
+    return expand(attack)
+
+
+@dataclass
+class _AttackCommand:
+    """One call of ``pixelsem attack NAME``: from its options to a finished stage."""
+
+    context: typer.Context
+    info: AttackInfo
+    settings: Settings
+    region: RegionOptions
+    goal: GoalOptions
+    model: ModelOptions
+    evaluator: EvaluatorOptions
+    selection: SelectionOptions
+    output: OutputOptions
+
+    def run(self, images: list[Path] | None, preset: str | None) -> None:
+        from pixelsem.sources import open_images, select
+
+        started = time.monotonic()
+        console = Console(quiet=self.output.quiet, as_json=self.output.json)
+        given = self._input(images)
+        source = open_images(given)
+        items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
+        masks = self._masks(source, console)
+        run, stage = self._prepare(given, source, items, masks, preset)
+        console.note(self._forecast(run))
+        with console.progress(f"attack {self.info.name}", run.tally.total or 1) as bar:
+            tally = run.run(lambda tally: bar.update(_done(tally), _detail(tally, started)))
+        counts = self._counts(tally, len(items))
+        close_output(stage, counts, started)
+        self._summary(console, tally, stage, time.monotonic() - started)
+        console.result(stage.path, {"counts": counts, "failures": tally.failures})
+        exit_with(console, tally.failures)
+
+    def _input(self, images: list[Path] | None) -> Path:
+        paths = resolve_inputs(images, self.output.run, ("segment",))
+        if len(paths) > 1:
+            raise PixelsemError(f"{len(paths)} inputs given; an attack takes one folder, image or stage at a time")
+        return paths[0]
+
+    def _masks(self, source: ImageSource, console: Console) -> Path | None:
+        """Return where masks come from: --masks, the input stage itself, or the newest stage of the same images."""
+        if self.region.masks is not None:
+            return self.region.masks
+        if source.stage is not None and source.stage.info.kind == "segment":
+            return source.stage.path
+        if self.region.regions == ("original",):
+            return None
+        newest = newest_stage(self.output.run, ("segment",))
+        if newest is None:
+            return None
+        root = Stage.open(newest).info.inputs.get("images", "")
+        if (newest / root).resolve() != source.root.resolve():
+            return None
+        console.note(f"masks: {newest}")
+        return newest
+
+    def _prepare(
+        self, given: Path, source: ImageSource, items: list[ImageItem], masks: Path | None, preset: str | None
+    ) -> tuple[AttackRun, Stage]:
+        from pixelsem.engine.attacking import AttackPlan, AttackRun
+        from pixelsem.engine.labels import Labels
+        from pixelsem.engine.regions import RegionMaker
+        from pixelsem.fitness.evaluator import Evaluator
+        from pixelsem.regions.masks import MaskSource
+
+        classifier = load(self.model)
+        if not classifier.trained:
+            Console(quiet=self.output.quiet).problem(f"{classifier.name} has no trained weights; results mean nothing")
+        labels = Labels(self.goal.labels, classifier.class_names)
+        regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
+        evaluator = Evaluator(
+            classifier,
+            device=self.evaluator.device,
+            precision=self.evaluator.precision,
+            batch_size=self.evaluator.batch_size,
+        )
+        stage = self._open_stage(given, source, items, masks, preset, classifier)
+        plan = AttackPlan(
+            attack=self.info.load(),
+            settings=self.settings,
+            region=self.region,
+            goal=self.goal,
+            labels=labels,
+            regions=regions,
+            seed=self.selection.seed,
+            in_flight=self.evaluator.in_flight,
+        )
+        return AttackRun(plan, evaluator, stage, items), stage
+
+    def _open_stage(
+        self,
+        given: Path,
+        source: ImageSource,
+        items: list[ImageItem],
+        masks: Path | None,
+        preset: str | None,
+        model: Classifier,
+    ) -> Stage:
+        from pixelsem.sources import fingerprint
+
+        region, goal = self.region.to_dict(), self.goal.to_dict()
+        identity = {
+            "settings": self.settings.to_dict(),
+            "region": {name: value for name, value in region.items() if name != "masks"},
+            "goal": {name: value for name, value in goal.items() if name not in ("time_limit", "labels")},
+            "labels": _labels_identity(self.goal.labels),
+            "seed": self.selection.seed,
+            "precision": self.evaluator.precision,
+            "model": model.digest,
+            "classes": model.class_names,
+            "images": fingerprint(items),
+            "masks": _masks_identity(masks) if masks and self.region.regions != ("original",) else None,
+        }
+        groups = (self.settings, self.region, self.goal, self.model, self.evaluator, self.selection)
+        options = options_of(*groups, images=[given], preset=preset) | {"masks": masks}
+        if Path(self.goal.labels).suffix:
+            options["labels"] = str(Path(self.goal.labels).resolve())
+        inputs = {"images": source.root} | ({"masks": masks} if masks else {})
+        return open_output(
+            self.context,
+            f"attack-{self.info.name}-{self.region.region.replace(':', '-')}",
+            kind="attack",
+            identity=identity,
+            options=options,
+            inputs=inputs,
+            output=self.output,
+            modules=("numpy", "torch", "torchvision"),
+            model={"name": model.name, "digest": model.digest},
+            seed=self.selection.seed,
+        )
+
+    def _forecast(self, run: AttackRun) -> str:
+        """Say how much there is to do at most; the progress bar says how long it takes."""
+        searches = len(run.items) * run.searches_per_image()
+        text = f"{len(run.items)} images, {searches} searches"
+        budget = getattr(self.settings, "population", 0) * getattr(self.settings, "generations", 0)
+        if not budget:
+            return text
+        rate = run.measure_rate()
+        seconds = searches * budget / rate
+        return f"{text}, at most {searches * budget:,} queries: {_duration(seconds)} at {rate:,.0f} queries/s"
+
+    def _counts(self, tally: Tally, images: int) -> dict[str, int]:
+        return {
+            "images": images,
+            "searches": tally.total,
+            "searched": tally.searched,
+            "successes": tally.found,
+            "resumed": tally.resumed,
+            "failed": len(tally.failures),
+            **{name.replace("-", "_"): count for name, count in sorted(tally.skipped.items())},
+        }
+
+    def _summary(self, console: Console, tally: Tally, stage: Stage, seconds: float) -> None:
+        rate = tally.queries / seconds if seconds else 0.0
+        console.note(
+            f"{tally.found} of {tally.searched} searches succeeded; {tally.queries:,} queries "
+            f"in {_duration(seconds)} ({rate:,.0f}/s)"
+        )
+        for reason, count in sorted(tally.skipped.items()):
+            console.note(f"{count} searches skipped: {_SKIPPED[reason]}")
+        if tally.resumed:
+            console.note(f"{tally.resumed} searches were done before")
+        if tally.out_of_time:
+            console.problem("the time limit ended the run; the same command goes on from there")
+
+
+_SKIPPED = {
+    "misclassified": "the model is wrong on the clean image",
+    "flagged-mask": "the mask is flagged as degenerate (--flagged use takes it all the same)",
+    "empty-region": "the region has no pixel",
+}
+
+
+def _done(tally: Tally) -> float:
+    return tally.searched + sum(tally.skipped.values()) + tally.resumed
+
+
+def _detail(tally: Tally, started: float) -> str:
+    rate = tally.queries / max(time.monotonic() - started, 1e-9)
+    return f"{tally.found} found, {rate:,.0f} queries/s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _labels_identity(labels: str) -> str:
+    """A CSV of labels is what it says, wherever it lies."""
+    path = Path(labels)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else labels
+
+
+def _masks_identity(masks: Path) -> str:
+    """A stage is its identity; a mask folder its files."""
+    from pixelsem.sources import fingerprint, open_images
+
+    if (masks / STAGE_FILE).is_file():
+        return Stage.open(masks).info.identity
+    return fingerprint(open_images(masks).items)

@@ -1,0 +1,74 @@
+"""What people and programs see: progress, tables and problems on stderr, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+
+class Console:
+    """The one place that prints. ``quiet`` drops progress, notes and tables; problems always show."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+        self._rich: RichConsole | None = None
+
+    @property
+    def rich(self) -> RichConsole:
+        """The console on stderr (honours NO_COLOR and the terminal's width)."""
+        if self._rich is None:
+            from rich.console import Console as RichConsole
+
+            self._rich = RichConsole(stderr=True, highlight=False)
+        return self._rich
+
+    def note(self, text: str) -> None:
+        """Print one line of information, unless quiet."""
+        if not self.quiet:
+            self.rich.print(text, markup=False, soft_wrap=True)
+
+    def problem(self, text: str) -> None:
+        """Print one line about something that went wrong; never dropped."""
+        self.rich.print(f"pixelsem: {text}", markup=False, soft_wrap=True, style="yellow")
+
+    def table(self, table: RenderableType) -> None:
+        """Print a table, unless quiet."""
+        if not self.quiet:
+            self.rich.print(table)
+
+    def result(self, stage: Path, summary: dict[str, Any]) -> None:
+        """Print the stage's path, or with ``--json`` the summary (with the path in it), on stdout."""
+        print(json.dumps({"stage": str(stage), **summary}, ensure_ascii=False) if self.as_json else stage)
+        sys.stdout.flush()
+
+    @contextmanager
+    def progress(self, what: str, total: float) -> Iterator[Bar]:
+        """Show a progress bar while the block runs (on a terminal only)."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        shown = not self.quiet and self.rich.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+        detail = TextColumn("{task.fields[detail]}")
+        with Progress(*columns, TimeRemainingColumn(), detail, console=self.rich, disable=not shown) as progress:
+            yield Bar(progress, progress.add_task(what, total=total, detail=""))
+
+
+class Bar:
+    """One running progress bar."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, completed: float, detail: str = "") -> None:
+        """Move the bar to ``completed`` of its total and show ``detail`` behind it."""
+        self._progress.update(self._task, completed=completed, detail=detail)

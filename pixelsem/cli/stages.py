@@ -1,0 +1,143 @@
+"""The stage folder of a command: its name, what is noted in its ``stage.yaml``, and how a run ends."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pixelsem.cli.console import Console
+from pixelsem.cli.options import OutputOptions, command_name
+from pixelsem.errors import EXIT_SOME_FAILED, StageError
+from pixelsem.settings import Settings
+from pixelsem.stage import Stage, StageInfo, digest
+
+#: How many names of failed or flagged images are printed before a count stands for the rest.
+NAMES_SHOWN = 10
+
+
+def options_of(*groups: Settings, **others: Any) -> dict[str, Any]:
+    """Return the options of settings (and ``others``) by name, for :func:`open_output`."""
+    merged: dict[str, Any] = {}
+    for group in groups:
+        merged |= group.to_dict()
+    return merged | others
+
+
+def open_output(
+    context: typer.Context,
+    name: str,
+    *,
+    kind: str,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    output: OutputOptions,
+    modules: tuple[str, ...] = ("numpy",),
+    model: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> Stage:
+    """Make the command's stage folder, or resume it where it holds the same run.
+
+    The folder is ``--output``, else ``name`` (``segment-grabcut``, ``attack-de-background``) and six
+    digits of the identity below ``--run``. ``identity`` is plain data: all that can change the results
+    beside the command's name (see :func:`pixelsem.sources.fingerprint` for images; never where
+    they are, so that a moved folder still resumes). ``options`` are every option by name as ``--config`` takes
+    them, paths as :class:`~pathlib.Path`; they and ``inputs`` (folders by role) are noted relative to the
+    stage. Output options are left out: a repeat chooses its own place. ``modules`` are those whose
+    versions are noted.
+
+    Raises :class:`StageError` where the folder holds another run, :class:`OutputError` where it cannot be
+    written.
+    """
+    command = command_name(context)
+    key = digest({"command": command, **identity})
+    path = output.output or output.run / f"{name}-{key[:6]}"
+    earlier = None if output.overwrite else _earlier(path, key)
+    info = StageInfo(
+        kind=kind,
+        command=command,
+        identity=key,
+        options={option: _portable(value, path) for option, value in options.items()},
+        inputs={role: relative_to(folder, path) for role, folder in inputs.items()},
+        model=model,
+        seed=seed,
+        versions=versions(*modules),
+        counts=earlier.counts if earlier else None,
+        wall_time=earlier.wall_time if earlier else None,
+    )
+    stage = Stage.create(path, info, overwrite=output.overwrite)
+    stage.save()
+    return stage
+
+
+def _earlier(path: Path, identity: str) -> StageInfo | None:
+    try:
+        info = Stage.open(path).info
+    except StageError:
+        return None
+    return info if info.identity == identity else None
+
+
+def relative_to(path: Path, stage: Path) -> str:
+    """Return ``path`` as seen from the stage folder, with ``/``; both may be anywhere."""
+    try:
+        return Path(os.path.relpath(path.resolve(), stage.resolve())).as_posix()
+    except ValueError:  # two drives: there is no relative path
+        return path.resolve().as_posix()
+
+
+def _portable(value: Any, stage: Path) -> Any:
+    if isinstance(value, Path):
+        return relative_to(value, stage)
+    if isinstance(value, list | tuple):
+        return [_portable(item, stage) for item in value]
+    return value
+
+
+def versions(*modules: str) -> dict[str, str]:
+    """Return the versions of pixelsem, Python and some imported modules, as noted in ``stage.yaml``."""
+    try:
+        own = metadata.version("pixelsem")
+    except metadata.PackageNotFoundError:
+        own = "unknown"
+    found = {"pixelsem": own, "python": platform.python_version()}
+    names = {"cv2": "opencv"}
+    return found | {names.get(name, name): str(import_module(name).__version__) for name in modules}
+
+
+def close_output(stage: Stage, counts: dict[str, int], started: float) -> None:
+    """Note the run's counts and its wall time in ``stage.yaml``; ``started`` is of ``time.monotonic()``.
+
+    The time of earlier, interrupted runs of the same stage is added.
+    """
+    taken = time.monotonic() - started + (stage.info.wall_time or 0.0)
+    stage.save(counts=counts, wall_time=round(taken, 3))
+
+
+def list_some(console: Console, title: str, lines: Mapping[str, str]) -> None:
+    """Print ``name: reason`` for the first few of ``lines`` under a title, then how many more there are."""
+    if not lines:
+        return
+    console.note(f"{title}:")
+    for name, reason in list(lines.items())[:NAMES_SHOWN]:
+        console.note(f"  {name}: {reason}")
+    if len(lines) > NAMES_SHOWN:
+        console.note(f"  … and {len(lines) - NAMES_SHOWN} more")
+
+
+def exit_with(console: Console, failures: Mapping[str, str]) -> None:
+    """Print one line per failed input and leave with exit code 1; return where there are none.
+
+    The lines name the file themselves (see :class:`pixelsem.errors.InputError`).
+    """
+    for problem in failures.values():
+        console.problem(problem)
+    if failures:
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,0 +1,164 @@
+"""Training of classifiers: resumable after every epoch, the same result whenever it is interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelsem.defenses.settings import TrainSettings
+from pixelsem.errors import ModelError, StageError
+from pixelsem.files import write_atomically
+from pixelsem.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; one record of the training stage's manifest."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+
+class _Run:
+    """Everything that changes during training and so goes into the checkpoint."""
+
+    def __init__(self, classifier: Classifier, settings: TrainSettings, steps: int) -> None:
+        self.classifier = classifier
+        decayed = [p for p in classifier.parameters() if p.ndim > 1]
+        plain = [p for p in classifier.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
+        warm = max(1, round(settings.warmup * steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+        )
+        self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
+        self.done = 0
+
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        state = {
+            "identity": identity,
+            "epoch": self.done,
+            "network": self.classifier.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        with write_atomically(path) as file:
+            torch.save(state, file)
+
+    def load(self, path: Path, identity: dict[str, Any]) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ModelError(f"{path}: not a training checkpoint ({error}); remove it to start anew") from error
+        if state["identity"] != identity:
+            raise StageError(f"{path}: belongs to another training run; give another folder with -o")
+        self.classifier.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.done = int(state["epoch"])
+
+
+def train(
+    classifier: Classifier,
+    train_set: tuple[Tensor, Tensor],
+    test_set: tuple[Tensor, Tensor],
+    settings: TrainSettings,
+    checkpoint: Path,
+    device: torch.device,
+) -> Iterator[Epoch | float]:
+    """Train ``classifier`` in place; yield an :class:`Epoch` after each, and in between the share done in [0, 1].
+
+    ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU. After every epoch the
+    state is written to ``checkpoint`` (atomically); where that file exists, training goes on from it.
+    The random numbers of an epoch depend on (seed, epoch) alone, so a resumed run draws the same.
+    Raises :class:`StageError` for a checkpoint of another run.
+    """
+    images, labels = (part.to(device) for part in train_set)
+    per_epoch = -(-len(images) // settings.batch)
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = settings.dropout
+    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = _Run(classifier, settings, per_epoch * settings.epochs)
+    identity = {**asdict(settings), "images": len(images), "model": classifier.name}
+    if checkpoint.exists():
+        run.load(checkpoint, identity)
+    while run.done < settings.epochs:
+        start = time.perf_counter()
+        torch.manual_seed((settings.seed << 16) + run.done)
+        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        classifier.train()
+        order = torch.randperm(len(images), device=device)
+        for step, chosen in enumerate(order.split(settings.batch)):
+            logits, loss = _step(run, images[chosen], labels[chosen], settings, device)
+            loss_sum += loss.detach() * len(chosen)
+            correct += (logits.argmax(1) == labels[chosen]).sum()
+            if step % 20 == 0:
+                yield (run.done + step / per_epoch) / settings.epochs
+        run.done += 1
+        run.save(checkpoint, identity)
+        accuracy = measure_accuracy(classifier, *test_set, device=device)
+        mean_loss, train_accuracy = float(loss_sum) / len(images), float(correct) / len(images)
+        yield Epoch(run.done, mean_loss, train_accuracy, accuracy, time.perf_counter() - start)
+
+
+def _step(
+    run: _Run, images: Tensor, labels: Tensor, settings: TrainSettings, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """One optimisation step; return the logits and the mean loss."""
+    x = augment(images, settings.crop, settings.flip).float().div_(255)
+    x = x.contiguous(memory_format=torch.channels_last)
+    half = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, half, enabled=settings.precision != "fp32"):
+        logits = run.classifier(x).float()
+    loss = F.cross_entropy(logits, labels)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.schedule.step()
+    return logits, loss
+
+
+def augment(images: Tensor, crop: int, flip: bool) -> Tensor:
+    """Crop [N, 3, H, W] images at random from their reflected padding and flip half of them, all in one gather."""
+    count, _, height, width = images.shape
+    device = images.device
+    if crop:
+        images = F.pad(images.float(), (crop,) * 4, mode="reflect").to(images.dtype)
+    top, left = torch.randint(0, 2 * crop + 1, (2, count, 1), device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    if flip:
+        mirrored = torch.rand(count, 1, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    index = torch.arange(count, device=device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def measure_accuracy(
+    classifier: Classifier, images: Tensor, labels: Tensor, *, device: torch.device, batch: int = 250
+) -> float:
+    """Return the share in [0, 1] of uint8 [N, 3, H, W] ``images`` whose fp32 top-1 is their label."""
+    classifier.eval()
+    correct = 0
+    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+        correct += int((classifier(x.to(device).float() / 255).argmax(1).cpu() == y).sum())
+    return correct / len(images)

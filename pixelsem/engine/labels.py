@@ -1,0 +1,71 @@
+"""The class that each image is attacked away from, and where it was taken from."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pixelsem.errors import InputError, PixelsemError
+from pixelsem.sources import ImageItem
+
+Source = Literal["given", "predicted"]
+
+
+class Labels:
+    """Says the label of an image: from its class folder, from a CSV file, or the model's own prediction."""
+
+    def __init__(self, rule: str, class_names: tuple[str, ...]) -> None:
+        """``rule`` is ``auto``, ``given``, ``predicted`` or a CSV file of ``id,class`` lines.
+
+        Raises :class:`PixelsemError` for a file that is missing or names an unknown class.
+        """
+        self._rule = rule
+        self._names = class_names
+        self._index = {name: number for number, name in enumerate(class_names)}
+        self._table = {} if rule in ("auto", "given", "predicted") else self._read(Path(rule))
+
+    def index(self, name: str, where: str) -> int:
+        """Return the class number of ``name`` (a name, or a number); :class:`PixelsemError` where it is none."""
+        if name in self._index:
+            return self._index[name]
+        if name.isdigit() and int(name) < len(self._names):
+            return int(name)
+        shown = ", ".join(self._names[:10]) + (", …" if len(self._names) > 10 else "")
+        raise PixelsemError(f"{where}: {name!r} is none of the model's {len(self._names)} classes ({shown})")
+
+    def of(self, item: ImageItem, predicted: int) -> tuple[int, Source]:
+        """Return the class number of an image and where it comes from.
+
+        Raises :class:`InputError` where a label must be given and is not.
+        """
+        if self._rule == "predicted":
+            return predicted, "predicted"
+        if self._table:
+            if item.id not in self._table:
+                raise InputError(f"{item.path}: {self._rule} has no line for {item.id!r}")
+            return self._table[item.id], "given"
+        folders = reversed(PurePosixPath(item.id).parts[:-1])
+        named = next((self._index[name] for name in folders if name in self._index), None)
+        if named is not None:
+            return named, "given"
+        if self._rule == "given":
+            raise InputError(f"{item.path}: no folder above it is named after a class; use --labels predicted or a CSV")
+        return predicted, "predicted"
+
+    def _read(self, file: Path) -> dict[str, int]:
+        try:
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [row for row in csv.reader(lines) if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise PixelsemError(f"--labels: {file} cannot be read: {error}; it takes given, predicted or a CSV") from error
+        if rows and rows[0] == ["id", "class"]:
+            rows = rows[1:]
+        table = {}
+        for number, row in enumerate(rows, 1):
+            if len(row) != 2:
+                raise PixelsemError(f"{file}, row {number}: two columns expected (id,class), {len(row)} found")
+            table[row[0]] = self.index(row[1], f"{file}, row {number}")
+        if not table:
+            raise PixelsemError(f"{file}: holds no labels; it needs lines of id,class")
+        return table

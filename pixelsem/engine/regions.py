@@ -1,0 +1,69 @@
+"""The regions of an image as an attack gets them: from its mask, at the classifier's resolution."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelsem.attacks.random import generator
+from pixelsem.attacks.settings import RegionOptions
+from pixelsem.errors import InputError, PixelsemError
+from pixelsem.models.classifier import Preprocessing
+from pixelsem.models.inputs import fit_mask
+from pixelsem.regions.masks import Kind, MaskSource, grow, match_area, region_of
+
+
+class RegionMaker:
+    """Makes the regions that an attack run needs, image by image."""
+
+    def __init__(self, options: RegionOptions, masks: MaskSource | None, seed: int) -> None:
+        """Raises :class:`PixelsemError` where a region needs masks and there are none."""
+        self._options = options
+        self._masks = masks
+        self._seed = seed
+        if masks is None and options.regions != ("original",):
+            raise PixelsemError(
+                f"--region {options.region} needs masks: give --masks DIR, or run `pixelsem segment` first"
+            )
+
+    def of(
+        self, image_id: str, shape: tuple[int, ...], pixels: NDArray[np.uint8], preprocessing: Preprocessing
+    ) -> tuple[dict[str, NDArray[np.bool_]], tuple[str, ...]]:
+        """Return the bool [h, w] region for every name asked for, and the flags of the mask.
+
+        ``shape`` is that of the source image, which the mask must share; ``pixels`` uint8 [h, w, 3] is the
+        image at the classifier's resolution. Raises :class:`InputError` for a mask that is missing,
+        unreadable or of another size.
+        """
+        height, width = pixels.shape[:2]
+        whole = {"original": np.ones((height, width), np.bool_)}
+        if self._masks is None or self._options.regions == ("original",):
+            return whole, ()
+        entry = self._masks.find(image_id)
+        if entry is None:
+            raise InputError(f"{image_id}: has no mask in {self._masks.path}")
+        mask = entry.values
+        if mask.shape != tuple(shape[:2]) and mask.shape != (height, width):
+            raise InputError(
+                f"{entry.path}: is {mask.shape[1]}×{mask.shape[0]}, its image {shape[1]}×{shape[0]}; "
+                "masks must have the size of their images"
+            )
+        source_shape = shape if mask.shape == tuple(shape[:2]) else (height, width)
+        fitted = fit_mask(mask, source_shape, preprocessing, self._options.resize)
+        return whole | self._split(fitted, entry.kind, pixels), entry.flags
+
+    def _split(self, mask: NDArray[np.integer], kind: Kind, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
+        names = self._options.regions
+        labelled = {name: region_of(mask, kind, name) for name in names if name.startswith("label:")}
+        if labelled:
+            return {name: grow(region, self._border) for name, region in labelled.items()}
+        foreground = grow(region_of(mask, kind, "foreground"), self._border)
+        background = ~foreground
+        if self._options.match_area:
+            rng = generator(self._seed, 0, pixels, "match-area", None)
+            foreground, background = match_area(foreground, background, rng)
+        return {"foreground": foreground, "background": background}
+
+    @property
+    def _border(self) -> int:
+        return self._options.grow - self._options.shrink

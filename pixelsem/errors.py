@@ -1,0 +1,38 @@
+"""What can go wrong, and the exit code that says so. The only place that names exit codes."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_SOME_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # by Ctrl-C: 128 + SIGINT
+EXIT_TERMINATED = 143  # by a scheduler: 128 + SIGTERM
+
+
+class PixelsemError(Exception):
+    """A problem to report in one line: what is wrong, with which file, and what to do.
+
+    The command line prints ``str(error)`` on stderr and exits with :attr:`exit_code`.
+    """
+
+    exit_code = EXIT_USAGE
+
+
+class InputError(PixelsemError):
+    """One input (an image, a mask) cannot be used; the run goes on with the rest."""
+
+    exit_code = EXIT_SOME_FAILED
+
+
+class StageError(PixelsemError):
+    """A stage folder, its settings or a manifest line cannot be used as asked."""
+
+
+class ModelError(PixelsemError):
+    """A classifier, its weights or its class names cannot be used as asked."""
+
+
+class OutputError(PixelsemError):
+    """Something could not be written (read-only folder, full disk). What was written before stays valid."""
+
+    exit_code = EXIT_SOME_FAILED

@@ -1,0 +1,214 @@
+"""The evaluator that all attacks share: candidates in, logits out, in batches that fit the device."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pixelsem.errors import PixelsemError
+from pixelsem.fitness.edits import Edits
+from pixelsem.models.classifier import Classifier
+
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LARGEST_PROBE = 4096
+
+
+class Scorer(Protocol):
+    """How a batch of candidates is turned into logits; the seam between dense and other ways."""
+
+    def attach(self, images: Tensor) -> None:
+        """Take uint8 [N, 3, H, W] clean images on the device; later edits refer to them."""
+
+    def logits(self, edits: Edits) -> Tensor:
+        """Return float32 [C, classes] for one batch of candidates."""
+
+
+class DenseScorer:
+    """Renders every candidate and runs the whole network on it."""
+
+    def __init__(self, classifier: Classifier, precision: str) -> None:
+        self._dtype = _DTYPES[precision]
+        self._classifier = copy.deepcopy(classifier).to(self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._images = torch.empty(0)
+
+    def attach(self, images: Tensor) -> None:
+        """Take uint8 [N, 3, H, W] clean images on the device."""
+        self._images = images
+
+    def logits(self, edits: Edits) -> Tensor:
+        """Return float32 [C, classes] for one batch of candidates."""
+        pixels = edits.render(self._images).contiguous(memory_format=torch.channels_last)
+        return self._run(pixels).float()
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        # The division and the normalisation stay in fp32: 8-bit values are not exact in bf16.
+        normalise = self._classifier
+        unit = pixels.float() / 255
+        x = (unit * normalise.preprocessing.scale - normalise.mean.float()) / normalise.std.float()
+        logits: Tensor = normalise.network(x.to(self._dtype))
+        return logits
+
+
+class Evaluator:
+    """Scores candidates of many images in shared batches on one device.
+
+    :ivar device: where the model and all candidates live.
+    :ivar queries: candidates that went through the model so far.
+
+    ``precision`` is the arithmetic of :meth:`score`; :meth:`confirm` always uses fp32. ``batch_size`` is
+    the number of candidates per forward pass; None finds the fastest by trying. A batch that does not
+    fit in memory is halved, for good.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        batch_size: int | None = None,
+    ) -> None:
+        self.device = pick_device(str(device))
+        self.precision = precision
+        self.classifier = classifier.to(self.device).eval()
+        self.queries = 0
+        self._batch_size = batch_size
+        self._images = torch.empty(0)
+        self._scorer: Scorer = DenseScorer(self.classifier, precision)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Candidates per forward pass; None as long as it is not known."""
+        return self._batch_size
+
+    @torch.inference_mode()
+    def attach(self, images: Tensor) -> Tensor:
+        """Make uint8 [N, 3, H, W] the clean images that edits refer to; return their logits, float32 [N, classes].
+
+        The logits are in the search's precision; they are not counted as queries.
+        """
+        self._images = images.to(self.device)
+        self._scorer.attach(self._images)
+        positions = torch.zeros(len(images), 1, dtype=torch.int64, device=self.device)
+        unchanged = self._images[:, :, 0, 0][:, None, :]
+        index = torch.arange(len(images), device=self.device)
+        return self._in_batches(Edits(index, positions, unchanged))
+
+    @torch.inference_mode()
+    def score(self, edits: Edits) -> Tensor:
+        """Return logits, float32 [C, classes] on the device, of candidates of the attached images."""
+        if self._batch_size is None:
+            self._batch_size = self._probe(edits)
+        self.queries += len(edits)
+        return self._in_batches(edits)
+
+    @torch.inference_mode()
+    def confirm(self, images: Tensor) -> Tensor:
+        """Return fp32 logits, float32 [N, classes] on the device, of uint8 [N, 3, H, W] images; no queries counted.
+
+        One image at a time: what is decided here must not depend on what else is in a batch.
+        """
+        with _full_fp32():
+            unit = images.to(self.device).float() / 255
+            return torch.cat([self.classifier(image[None]).float() for image in unit])
+
+    @torch.inference_mode()
+    def measure_rate(self, candidates: int = 400) -> float:
+        """Return the queries per second of one-pixel candidates of the first attached image; none are counted."""
+        positions = torch.arange(candidates, device=self.device)[:, None] % self._images[0, 0].numel()
+        colour = torch.full((candidates, 1, 3), 255, dtype=torch.uint8, device=self.device)
+        edits = Edits(torch.zeros(candidates, dtype=torch.int64, device=self.device), positions, colour)
+        if self._batch_size is None:
+            self._batch_size = self._probe(edits)
+        size = min(self._batch_size, candidates)
+        return size / self._time(edits[:size])
+
+    def _in_batches(self, edits: Edits) -> Tensor:
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(edits):
+            size = self._batch_size or 64
+            try:
+                with _matmul_precision(self.precision):
+                    parts.append(self._scorer.logits(edits[start : start + size]))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._batch_size = _halved(min(size, len(edits) - start), error)
+                continue
+            start += size
+        return torch.cat(parts)
+
+    def _probe(self, edits: Edits) -> int:
+        """Double the batch while that makes it clearly faster; return the fastest size seen."""
+        size, best, best_rate = 16, 16, 0.0
+        while size <= min(_LARGEST_PROBE, max(16, len(edits))):
+            repeated = edits[torch.arange(size, device=self.device) % len(edits)]
+            try:
+                rate = size / self._time(repeated)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                return min(best, _halved(size, error))
+            if rate > best_rate * 1.03:
+                best, best_rate = size, rate
+            elif size >= 4 * best:
+                break
+            size *= 2
+        return best
+
+    def _time(self, edits: Edits) -> float:
+        """Seconds of one forward pass, the second of two: the first one pays for set-up."""
+        seconds = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            with _matmul_precision(self.precision):
+                self._scorer.logits(edits)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - start
+        return seconds
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that ``name`` (``auto``, ``cpu``, ``cuda``, ``cuda:N``) means; :class:`PixelsemError` if none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PixelsemError(f"--device: {name!r} is none of auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PixelsemError(f"--device: {name} is not there; {torch.cuda.device_count()} CUDA devices found")
+    if device.type not in ("cpu", "cuda"):
+        raise PixelsemError(f"--device: {name!r} is none of auto, cpu, cuda, cuda:N")
+    return device
+
+
+def _halved(size: int, error: Exception) -> int:
+    """Return half of a batch ``size`` that ran out of memory; raise where it did not, or is one image already."""
+    if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+        raise error
+    if size <= 1:
+        raise PixelsemError("out of memory with a single candidate; use a smaller model or another --device") from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2
+
+
+class _matmul_precision:
+    """Set the precision of fp32 convolutions and matrix products on CUDA for the length of a block."""
+
+    def __init__(self, precision: str) -> None:
+        self._allow = precision == "tf32"
+
+    def __enter__(self) -> None:
+        self._before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._allow
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+
+
+def _full_fp32() -> _matmul_precision:
+    return _matmul_precision("fp32")

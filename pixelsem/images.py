@@ -1,0 +1,189 @@
+"""Reading and writing of 8-bit images and masks: the only place that touches PIL."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from pixelsem.errors import InputError, PixelsemError
+from pixelsem.files import one_line, path_problem, reason, write_atomically
+
+#: Suffixes that count as images when a folder is listed.
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+
+#: Images with more pixels than this are refused (decompression bombs).
+MAX_PIXELS = 100_000_000
+
+#: What a file may be, whatever its suffix says. PIL's other decoders are left out: one of them runs programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+
+#: How PIL stretches grey levels of 2 and 4 bits to 8.
+_STRETCH = {"L;2": 85, "L;4": 17}
+
+# PIL warns about large images, which are checked here, and about broken EXIF data, which is passed over.
+# Not with catch_warnings around each call: that is not thread-safe, and images are read in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def list_images(root: Path) -> list[Path]:
+    """Return every image below ``root`` (sub-folders too, hidden ones not), sorted by relative path.
+
+    Symbolic links to files are followed, links to folders are not (they may form loops). Raises
+    :class:`PixelsemError` where ``root`` or a folder in it cannot be read, or for a name that a manifest
+    cannot hold (see :func:`pixelsem.files.path_problem`).
+    """
+
+    def refuse(error: OSError) -> None:
+        raise PixelsemError(f"{error.filename}: cannot be read: {reason(error)}") from error
+
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+    for path in found:
+        problem = path_problem(path.relative_to(root).as_posix())
+        if problem is not None:
+            raise PixelsemError(f"{path}: its name {problem}; rename it")
+    return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as uint8 [H, W, 3] RGB, C-contiguous and writable.
+
+    EXIF orientation is applied; palette, grey and CMYK images are converted, 16 bits are scaled to 8, alpha is
+    laid over white. Raises :class:`InputError` with one line that names the file: not an image, damaged or
+    truncated, over :data:`MAX_PIXELS`, several frames, or a kind of pixel with no agreed meaning as a picture
+    (32-bit, Lab).
+    """
+    with _opened(path) as image:
+        image.load()
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        if not sixteen and image.mode in ("I", "F", "LAB", "HSV"):
+            raise InputError(f"{path}: pixels of kind {image.mode!r} are no picture yet; convert it to 8-bit RGB")
+        upright = _upright(image)
+        return _from_16_bits(np.asarray(upright)) if sixteen else _to_rgb(upright)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open one image; whatever goes wrong until the block ends becomes one :class:`InputError`."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries switch it on, for the whole process
+    try:
+        _check_file(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: {image.width}×{image.height} is over {MAX_PIXELS:,} pixels; refused")
+            # Cameras put previews behind a JPEG (the format MPO); the first frame is the photo.
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"{path}: has several frames; extract the one to use")
+            yield image
+    except PixelsemError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: over {MAX_PIXELS:,} pixels; refused") from error
+    except OSError as error:
+        if error.errno is not None:  # from the system, not from a decoder
+            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        raise InputError(f"{path}: damaged or truncated image ({one_line(error)})") from error
+    except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, EOFError …
+        raise InputError(f"{path}: damaged or truncated image ({one_line(error)})") from error
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: a folder, not an image")
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+        raise InputError(f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise InputError(f"{path}: an empty file")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # The pixels are whole where only the EXIF data are broken.
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bits(wide: NDArray[Any]) -> NDArray[np.uint8]:
+    grey = ((wide.astype(np.int64) + 128) // 257).astype(np.uint8)  # v / 257, rounded
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def write_image(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.bool_]) -> None:
+    """Write pixels as PNG, atomically; :func:`read_image` or :func:`read_mask` gives the same back.
+
+    ``pixels`` are uint8 [H, W, 3] (RGB), or a mask [H, W]: uint8, uint16, or bool, which becomes 0 and 255.
+    Raises :class:`TypeError` for anything else, :class:`OutputError` where it cannot be written.
+    """
+    colour = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
+    mask = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16, np.bool_)
+    if not (colour or mask) or pixels.size == 0:
+        raise TypeError(f"pixels {pixels.dtype} {list(pixels.shape)} are neither uint8 [H, W, 3] nor a mask [H, W]")
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    with write_atomically(path) as file:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
+
+
+def read_mask(path: Path) -> NDArray[np.int32]:
+    """Read a mask as int32 [H, W], with the numbers that are in the file.
+
+    Grey levels of any depth, palette indices (not colours), 0 and 255 for black and white; of a colour image
+    whose channels are equal, that channel. Raises :class:`InputError` for a colour image, and as
+    :func:`read_image` does.
+    """
+    with _opened(path) as image:
+        # Before loading, which drops it: how the bits in the file become grey levels.
+        raw = image.tile[0].args if image.tile else None
+        stretch = _STRETCH.get(raw if isinstance(raw, str) else raw[0] if isinstance(raw, tuple) else "", 1)
+        image.load()
+        if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.int32) // np.int32(stretch)
+        if image.mode in ("1", "LA", "PA"):
+            return np.asarray(image.convert("L") if image.mode == "1" else image.getchannel(0)).astype(np.int32)
+        if image.mode in ("RGB", "RGBA", "RGBX"):
+            red, green, blue = (np.asarray(image.getchannel(number)) for number in range(3))
+            if np.array_equal(red, green) and np.array_equal(green, blue):
+                return red.astype(np.int32)
+        raise InputError(f"{path}: a colour image ({image.mode}), not a mask; save it as grey levels or with a palette")
+
+
+def resize_image(pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] to (height, width) ``size`` with one of PIL's filters (antialiased when shrinking).
+
+    ``interpolation`` is ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` or ``lanczos``.
+    """
+    height, width = size
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()]))
+
+
+def resize_mask(mask: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Resize integers or booleans [H, W] to (height, width) ``size`` by nearest neighbour; the dtype stays.
+
+    Values must fit into 32 bits.
+    """
+    height, width = size
+    wide = Image.fromarray(np.ascontiguousarray(mask, dtype=np.int32))
+    return np.array(wide.resize((width, height), Image.Resampling.NEAREST)).astype(mask.dtype)

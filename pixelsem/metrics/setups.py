@@ -1,0 +1,185 @@
+"""Which attack stages belong together: the same network and the same search, in several regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pixelsem.metrics.success import sort_regions
+from pixelsem.records import AttackRecord
+from pixelsem.stage import StageInfo
+
+#: Options that tell regions, goals, images or speed apart, not how strong the search is.
+_NOT_THE_SEARCH = frozenset({
+    "region", "masks", "match_area", "grow", "shrink", "flagged", "targeted", "target", "labels", "repeats",
+    "seed", "limit", "sample", "time_limit", "preset", "device", "batch_size", "in_flight", "inputs", "images",
+    "model", "weights", "arch", "classes", "output", "run", "overwrite", "json", "quiet", "evaluator", "workers",
+    "shard", "input", "data",
+})  # fmt: skip
+
+#: Options that change foreground and background, and mean nothing for the whole image.
+_OF_THE_REGION = ("match_area", "grow", "shrink", "flagged")
+
+_SHOWN = ("pixels", "constraint")
+
+
+@dataclass(frozen=True)
+class AttackStage:
+    """An attack stage as the tables need it: what it is called, what was asked, what came out."""
+
+    name: str
+    info: StageInfo
+    records: Sequence[AttackRecord]
+
+
+@dataclass
+class Setup:
+    """One network under one search: a block of rows in the tables, made of one or several stages.
+
+    :ivar network: the model's name.
+    :ivar attack: the attack's name, e.g. ``de``.
+    :ivar options: what the search was asked, by option.
+    :ivar variant: how it differs from other setups that look alike ("population=100"), else empty.
+    :ivar stages: the names of its stages.
+    """
+
+    network: str
+    attack: str
+    model: dict[str, Any]
+    options: dict[str, Any]
+    region_options: dict[str, Any] | None
+    seed: int | None
+    variant: str = ""
+    stages: list[str] = field(default_factory=list)
+    by_key: dict[tuple[str, ...], AttackRecord] = field(default_factory=dict)
+
+    @property
+    def records(self) -> list[AttackRecord]:
+        """All records, each key once."""
+        return list(self.by_key.values())
+
+    @property
+    def regions(self) -> list[str]:
+        """The regions there are records of, in the order of the tables."""
+        return sort_regions(record.region for record in self.by_key.values())
+
+    @property
+    def pixels(self) -> int | None:
+        """How many pixels may change, where the attack has such a limit."""
+        return self.options.get("pixels")
+
+    @property
+    def constraint(self) -> str | None:
+        """How the region binds, where the attack has a choice."""
+        return self.options.get("constraint")
+
+
+def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
+    """Gather stages into setups; return them with notes on what was left out.
+
+    Stages go together when model, attack and search are the same and no two of their records contradict
+    each other; a record that is there twice counts once.
+    """
+    setups: list[Setup] = []
+    notes: list[str] = []
+    for stage in stages:
+        own, repeated = _distinct(stage.records)
+        if repeated:
+            notes.append(f"{stage.name}: {repeated} records are there twice; the first of each counts")
+        new = _setup_of(stage.info)
+        setup = next((old for old in setups if _belongs(new, own, old)), None)
+        if setup is None:
+            setup = new
+            setups.append(setup)
+        shared = sum(key in setup.by_key for key in own)
+        if shared:
+            notes.append(f"{stage.name}: {shared} records are also in {', '.join(setup.stages)}; counted once")
+        setup.by_key |= own
+        setup.stages.append(stage.name)
+    _name_variants(setups)
+    return setups, notes
+
+
+def _distinct(records: Sequence[AttackRecord]) -> tuple[dict[tuple[str, ...], AttackRecord], int]:
+    by_key: dict[tuple[str, ...], AttackRecord] = {}
+    for record in records:
+        by_key.setdefault(record.key, record)
+    return by_key, len(records) - len(by_key)
+
+
+def _setup_of(info: StageInfo) -> Setup:
+    model = info.model or {}
+    options = {name: value for name, value in info.options.items() if name not in _NOT_THE_SEARCH}
+    whole = info.options.get("region") == "original"
+    return Setup(
+        network=str(model.get("name", "unknown")),
+        attack=info.command.removeprefix("attack "),
+        model=model,
+        options=options,
+        region_options=None if whole else {name: info.options.get(name) for name in _OF_THE_REGION},
+        seed=info.seed,
+    )
+
+
+def _belongs(new: Setup, records: dict[tuple[str, ...], AttackRecord], old: Setup) -> bool:
+    if (new.attack, new.model, new.options) != (old.attack, old.model, old.options):
+        return False
+    if not _same_regions(new, old):
+        return False
+    if any(record != old.by_key.get(key, record) for key, record in records.items()):
+        return False
+    old.region_options = old.region_options or new.region_options
+    return True
+
+
+def _same_regions(one: Setup, two: Setup) -> bool:
+    return None in (one.region_options, two.region_options) or one.region_options == two.region_options
+
+
+def _name_variants(setups: Sequence[Setup]) -> None:
+    """Tell setups apart that share network, attack, pixels and constraint."""
+    for setup in setups:
+        alike = [other for other in setups if _looks(other) == _looks(setup)]
+        if len(alike) > 1:
+            named = ", ".join(_differences(setup, alike))
+            twins = [other for other in alike if _differences(other, alike) == _differences(setup, alike)]
+            setup.variant = named if len(twins) == 1 else ", ".join(filter(None, [named, "+".join(setup.stages)]))
+
+
+def _looks(setup: Setup) -> tuple[Any, ...]:
+    return (setup.network, setup.attack, *(setup.options.get(name) for name in _SHOWN))
+
+
+def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
+    mine = _flat(setup)
+    others = [_flat(other) for other in alike]
+    names = sorted({name for other in others for name in other})
+    return [
+        f"{name}={_short(mine.get(name))}"
+        for name in names
+        if any(other.get(name) != mine.get(name) for other in others)
+    ]
+
+
+def _flat(setup: Setup) -> dict[str, Any]:
+    own = {f"model {name}": value for name, value in setup.model.items() if name != "name"}
+    return own | setup.options | (setup.region_options or {}) | {"seed": setup.seed}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    text = "-" if value is None else str(value)
+    return text[:8] if len(text) == 64 else text  # a sha256
+
+
+def opposites(setups: Sequence[Setup], option: str, first: Any, second: Any) -> Iterator[tuple[Setup, Setup]]:
+    """Yield pairs of setups that differ in ``option`` alone: ``first`` in one, ``second`` in the other."""
+    for one in setups:
+        for two in setups:
+            if (one.options.get(option), two.options.get(option)) != (first, second):
+                continue
+            same = {**one.options, option: None} == {**two.options, option: None}
+            if same and (one.attack, one.model) == (two.attack, two.model) and _same_regions(one, two):
+                yield one, two

@@ -1,0 +1,128 @@
+"""The records of a manifest: one schema per kind of stage, checked on reading.
+
+Confidences are softmax probabilities in [0, 1] computed in fp32. Paths are relative, with ``/``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+Text = Annotated[str, Meta(min_length=1)]
+
+#: What became of one search: it ran; or it did not, because the model is wrong on the clean image, the
+#: region has no pixel, or the mask is flagged as degenerate.
+Outcome = Literal["attacked", "misclassified", "empty-region", "flagged-mask"]
+
+
+class Prediction(Struct, frozen=True):
+    """The model's answer on one image, as written: top-1 class, its confidence and the best five."""
+
+    class_: Text = field(name="class")
+    confidence: Share
+    top5: list[tuple[Text, Share]]
+
+
+class PredictionAfter(Prediction, frozen=True):
+    """The answer on the adversarial image; ``of_before_top5`` is [class, confidence, rank (1 = top)] of the old five."""
+
+    of_before_top5: list[tuple[Text, Share, Annotated[int, Meta(ge=1)]]]
+
+
+class PixelChange(Struct, frozen=True):
+    """One changed pixel: column ``x``, row ``y`` (from the top left, 0-based), old and new 8-bit colour."""
+
+    x: Count
+    y: Count
+    from_: Colour = field(name="from")
+    to: Colour = field()
+
+
+class SegmentRecord(Struct, frozen=True):
+    """One segmented image. ``coverage`` is the foreground's share; ``flags`` name what is degenerate."""
+
+    id: Text
+    image: Text
+    mask: Text
+    kind: Literal["binary", "soft", "labels"]
+    coverage: Share
+    flags: list[str]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (self.id,)
+
+
+class AttackRecord(Struct, frozen=True):
+    """One search: image × region × target × repeat.
+
+    ``queries`` are the candidates that went through the model, ``candidates`` all of them, ``generations``
+    includes the initial population. ``region_pixels`` is the region's area, of ``height`` × ``width``.
+    A search that did not run has ``outcome`` other than ``attacked`` and zero counts.
+    """
+
+    id: Text
+    outcome: Outcome
+    region: Text
+    label: Text
+    label_source: Literal["given", "predicted"]
+    target: str | None
+    repeat: Count
+    seed: int
+    clean: Text
+    mask: str | None
+    adversarial: str | None
+    history: str | None
+    height: Count
+    width: Count
+    region_pixels: Count
+    success: bool
+    queries: Count
+    candidates: Count
+    generations: Count
+    before: Prediction
+    after: PredictionAfter | None
+    pixels: list[PixelChange]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (self.id, self.region, self.target or "", str(self.repeat))
+
+
+class EpochRecord(Struct, frozen=True):
+    """One epoch of training; accuracies are shares of the training and test images."""
+
+    epoch: Annotated[int, Meta(ge=1)]
+    loss: float
+    train_accuracy: Share
+    test_accuracy: Share
+    seconds: Annotated[float, Meta(ge=0)]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (str(self.epoch),)
+
+
+Record = SegmentRecord | AttackRecord | EpochRecord
+
+#: The schema of each kind of stage.
+RECORD_TYPES: dict[str, type[SegmentRecord] | type[AttackRecord] | type[EpochRecord]] = {
+    "segment": SegmentRecord,
+    "attack": AttackRecord,
+    "train": EpochRecord,
+}
+
+#: The fields that hold paths relative to the stage or, for ids, to its input.
+PATH_FIELDS: dict[str, tuple[str, ...]] = {
+    "segment": ("id", "image", "mask"),
+    "attack": ("id", "clean", "mask", "adversarial", "history"),
+    "train": (),
+}

@@ -1,0 +1,189 @@
+"""One type of table, and its renderings: terminal, JSON, CSV, Markdown, LaTeX.
+
+Values stay numbers until they are rendered. People read percentages with intervals; programs read plain
+numbers: a rate in a column ``untargeted1`` becomes ``untargeted1``, ``untargeted1_low``, ``untargeted1_high``,
+``untargeted1_count`` and ``untargeted1_n`` in CSV, all shares in [0, 1].
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pixelsem.metrics.intervals import Rate
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Cell = str | int | float | Rate | None
+Kind = Literal["text", "count", "number", "percent", "points", "rate", "p"]
+
+_MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. ``key`` names it in JSON and CSV, ``title`` for people.
+
+    ``kind``: ``text``; ``count`` (int); ``number``, shown with ``digits`` decimals; ``percent``, a share in
+    [0, 1] shown in %; ``points``, a signed difference of shares shown in percentage points; ``rate``, a
+    :class:`Rate`; ``p``, a p-value.
+    """
+
+    key: str
+    title: str
+    kind: Kind = "text"
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: ``name`` is its file's name, each row has one cell per column, None for what is not there."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.name}: a row of {len(row)} cells in a table of {len(self.columns)} columns")
+
+    def texts(self) -> list[list[str]]:
+        """Return every cell as people read it, without any markup."""
+        return [[cell_text(cell, column) for cell, column in zip(row, self.columns, strict=True)] for row in self.rows]
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """Return one cell as people read it: ``12.80 % [10.16, 16.01] (64/500)``, ``0.041``, ``–`` for None."""
+    if cell is None:
+        return _MISSING
+    if isinstance(cell, Rate):
+        low, high = 100 * cell.low, 100 * cell.high
+        return f"{100 * cell.value:.2f} % [{low:.2f}, {high:.2f}] ({cell.successes}/{cell.n})"
+    if isinstance(cell, str) or column.kind in ("text", "count"):
+        return str(cell)
+    return _number_text(float(cell), column)
+
+
+def _number_text(value: float, column: Column) -> str:
+    if column.kind == "percent":
+        return f"{100 * value:.{column.digits}f} %"
+    if column.kind == "points":
+        return f"{100 * value:+.{column.digits}f}".replace("-", "−")
+    if column.kind == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return f"{value:.{column.digits}f}"
+
+
+def to_rich(table: Table) -> RichTable:
+    """Return the table for a terminal; columns without any value are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    caption = "\n".join(table.notes) or None
+    made = RichTable(
+        title=Text(table.title), caption=caption and Text(caption), box=SIMPLE_HEAD,
+        title_justify="left", caption_justify="left",
+    )  # fmt: skip
+    shown = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
+    for i in shown:
+        made.add_column(Text(table.columns[i].title), justify="left" if table.columns[i].kind == "text" else "right")
+    for texts in table.texts():
+        made.add_row(*(Text(texts[i]) for i in shown))
+    return made
+
+
+def to_plain(table: Table) -> dict[str, Any]:
+    """Return the table as plain data for JSON: title, notes and one object per row; shares in [0, 1]."""
+    rows = [{c.key: _plain(cell) for c, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    return {"title": table.title, "rows": rows, "notes": list(table.notes)}
+
+
+def _plain(cell: Cell) -> Any:
+    if isinstance(cell, Rate):
+        return {
+            "rate": cell.value, "low": cell.low, "high": cell.high, "count": cell.successes, "n": cell.n,
+            "effective_n": cell.effective_n,
+        }  # fmt: skip
+    return cell
+
+
+def to_csv(table: Table) -> str:
+    """Return the table as CSV (RFC 4180 but for line ends): a header of keys, plain numbers, nothing for None."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([name for column in table.columns for name in _csv_names(column)])
+    for row in table.rows:
+        writer.writerow([v for cell, column in zip(row, table.columns, strict=True) for v in _csv_values(cell, column)])
+    return out.getvalue()
+
+
+def _csv_names(column: Column) -> list[str]:
+    ends = ("", "_low", "_high", "_count", "_n") if column.kind == "rate" else ("",)
+    return [column.key + end for end in ends]
+
+
+def _csv_values(cell: Cell, column: Column) -> list[Any]:
+    if column.kind != "rate":
+        return ["" if cell is None else cell]
+    if not isinstance(cell, Rate):
+        return [""] * len(_csv_names(column))
+    return [cell.value, cell.low, cell.high, cell.successes, cell.n]
+
+
+def to_markdown(table: Table) -> str:
+    """Return the table as GitHub-flavoured Markdown, with its title above and its notes below."""
+    bars = ["---" if column.kind == "text" else "---:" for column in table.columns]
+    lines = [[_markdown(column.title) for column in table.columns], bars]
+    lines += [[_markdown(text) for text in texts] for texts in table.texts()]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"- {_markdown(note)}\n" for note in table.notes)
+    return f"**{_markdown(table.title)}**\n\n{body}\n" + (f"\n{notes}" if notes else "")
+
+
+def _markdown(text: str) -> str:
+    """Escape what would be markup in a cell."""
+    for character in ("\\", "|", "*", "_", "`", "<"):
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.replace("](", "]\\(").split())
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "–": "--", "−": "$-$", "×": r"$\times$",
+}  # fmt: skip
+
+
+def latex_escape(text: str) -> str:
+    """Return ``text`` so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_latex(table: Table) -> str:
+    """Return the table as a LaTeX float with booktabs rules; it needs ``\\usepackage{booktabs}``."""
+    align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    head = _latex_row([column.title for column in table.columns])
+    rows = [_latex_row(texts) for texts in table.texts()]
+    caption = r"\caption{" + latex_escape(table.title) + "}"
+    label = r"\label{tab:" + table.name + "}"
+    notes = [r"\par\footnotesize " + latex_escape(note) for note in table.notes]
+    start = [r"\begin{table}", r"\centering", caption, label, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head]
+    return "\n".join([*start, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    line = " & ".join(map(latex_escape, texts)) + r" \\"
+    # After the "\\" of the line before, LaTeX would take a bracket or a star as its argument.
+    return "{}" + line if line.startswith(("[", "*")) else line
+
+
+#: Renderings that are files, by suffix; JSON is made from :func:`to_plain`.
+TEXT_FORMATS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}

@@ -1,0 +1,313 @@
+"""Stage folders: what one command leaves behind and the next one takes.
+
+A stage holds ``stage.yaml`` (what was asked), ``manifest.jsonl`` (what is done: one line per finished item,
+written only after its files are safely in place) and the files themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import msgspec
+
+from pixelsem.errors import OutputError, PixelsemError, StageError
+from pixelsem.files import dump_yaml, one_line, path_problem, read_yaml, reason, write_text
+from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, EpochRecord, Record, SegmentRecord
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+STAGE_FILE = "stage.yaml"
+MANIFEST_FILE = "manifest.jsonl"
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of plain data; equal data in any key order gives the same digest."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """The content of ``stage.yaml``.
+
+    ``kind`` is ``segment``, ``attack`` or ``train``; ``command`` what was called (``attack de``); ``options``
+    every resolved option, in the form ``--config`` takes; ``identity`` the digest of what can change the
+    results; ``inputs`` the input folders and stages by role, relative to the stage.
+    """
+
+    kind: str
+    command: str
+    identity: str
+    options: dict[str, Any]
+    inputs: dict[str, str]
+    model: dict[str, Any] | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+    counts: dict[str, int] | None = None
+    wall_time: float | None = None
+
+
+class Stage:
+    """An existing stage folder: iterate over it for its records. Make one with :meth:`open` or :meth:`create`."""
+
+    def __init__(self, path: Path, info: StageInfo) -> None:
+        self.path = path
+        self.info = info
+        self._decoder = msgspec.json.Decoder(RECORD_TYPES[info.kind])
+
+    @classmethod
+    def open(cls, path: Path) -> Stage:
+        """Open the stage at ``path``; raises :class:`StageError` where there is none or it is damaged."""
+        file = path / STAGE_FILE
+        try:
+            if not file.is_file():
+                raise StageError(f"{path}: no stage ({STAGE_FILE} is missing)")
+            info = msgspec.convert(read_yaml(file), StageInfo)
+        except msgspec.ValidationError as error:
+            raise StageError(f"{file}: not a valid stage file: {one_line(error)}") from error
+        except OSError as error:
+            raise StageError(f"{file}: cannot be read: {reason(error)}") from error
+        except PixelsemError as error:
+            raise StageError(str(error)) from error
+        if info.kind not in RECORD_TYPES:
+            raise StageError(f"{file}: unknown kind of stage {info.kind!r}; there are {', '.join(RECORD_TYPES)}")
+        return cls(path, info)
+
+    @classmethod
+    def create(cls, path: Path, info: StageInfo, *, overwrite: bool = False) -> Stage:
+        """Make the stage at ``path``, or resume it where its identity is the same.
+
+        Raises :class:`StageError` where ``path`` holds another identity or files of no stage; with
+        ``overwrite`` a stage there is emptied first (never a folder that is no stage). Raises
+        :class:`OutputError` where it cannot be written.
+        """
+        stage = cls(path, info)
+        try:
+            if (path / STAGE_FILE).exists():
+                if not overwrite:
+                    stage._check_same_run()
+                    return stage
+                _empty(path)
+            elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise StageError(f"{path}: exists and is not a stage; choose another folder with -o")
+            path.mkdir(parents=True, exist_ok=True)
+            stage.manifest.touch()  # first: it tells a stage from a folder that somebody put a stage.yaml in
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {reason(error)}; choose another folder with -o") from error
+        stage.save()
+        return stage
+
+    def _check_same_run(self) -> None:
+        there = Stage.open(self.path).info
+        if there.identity != self.info.identity:
+            raise StageError(
+                f"{self.path}: holds another run ({there.command}, {there.identity[:6]}); "
+                f"choose another folder with -o, or --overwrite to start anew"
+            )
+
+    def save(self, **changes: Any) -> None:
+        """Write ``stage.yaml``, with some fields of :attr:`info` replaced. Raises :class:`OutputError`."""
+        self.info = dataclasses.replace(self.info, **changes)
+        write_text(self.path / STAGE_FILE, dump_yaml(msgspec.to_builtins(self.info)))
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's path."""
+        return self.path / MANIFEST_FILE
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over :meth:`records`."""
+        return self.records()
+
+    def records(self) -> Iterator[Record]:
+        """Yield the manifest's records in order, each checked against the stage's schema.
+
+        A last line without its line end is still being written, or was cut by a crash: it is not a record.
+        Of records with one key (two processes did the same work, with the same result) the first counts.
+        Raises :class:`StageError` naming file and line for anything else that does not fit.
+        """
+        seen: set[tuple[str, ...]] = set()
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                record = self._decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
+                raise StageError(f"{self.manifest}, line {number}: {one_line(error)}") from error
+            if record.key not in seen:
+                seen.add(record.key)
+                yield record
+
+    def keys(self) -> set[tuple[str, ...]]:
+        """Return the keys of all records: what a resumed run skips. Raises as :meth:`records` does."""
+        return {record.key for record in self.records()}
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with self.manifest.open("rb") as file:
+                yield from (line for line in file if line.endswith(b"\n"))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StageError(f"{self.manifest}: cannot be read: {reason(error)}") from error
+
+    def _decode(self, line: bytes) -> Record:
+        """Decode and check one line; raises msgspec's errors and :class:`StageError`."""
+        record = cast(Record, self._decoder.decode(line))
+        for name in PATH_FIELDS[self.info.kind]:
+            value = getattr(record, name)
+            if value is not None:
+                _check_path(value)
+        return record
+
+    def attack_records(self) -> Iterator[AttackRecord]:
+        """Yield the records of an attack stage; raises :class:`StageError` for a stage of another kind."""
+        yield from cast("Iterator[AttackRecord]", self._records_of("attack"))
+
+    def segment_records(self) -> Iterator[SegmentRecord]:
+        """Yield the records of a segmentation stage; raises :class:`StageError` for a stage of another kind."""
+        yield from cast("Iterator[SegmentRecord]", self._records_of("segment"))
+
+    def epoch_records(self) -> Iterator[EpochRecord]:
+        """Yield the records of a training stage; raises :class:`StageError` for a stage of another kind."""
+        yield from cast("Iterator[EpochRecord]", self._records_of("train"))
+
+    def _records_of(self, kind: str) -> Iterator[Record]:
+        if self.info.kind != kind:
+            raise StageError(f"{self.path}: is a stage of {self.info.command!r}; one of kind {kind!r} is needed")
+        return self.records()
+
+    def append(self, *records: Record) -> None:
+        """Add records whose files are in place: all of them, on the disk when this returns, or none.
+
+        Safe beside other processes that append to the same manifest. Raises :class:`OutputError` where it
+        cannot be written, :class:`StageError` for a record that could not be read again.
+        """
+        lines = b"".join(self._encode(record) for record in records)
+        try:
+            handle = os.open(self.manifest, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                with _locked(handle):
+                    _append_whole(handle, lines)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise OutputError(f"{self.manifest}: cannot be written: {reason(error)}; what is done stays") from error
+
+    def _encode(self, record: Record) -> bytes:
+        try:
+            line = msgspec.json.encode(record)
+            self._decode(line)
+        except (msgspec.DecodeError, UnicodeError, StageError) as error:
+            raise StageError(f"{self.manifest}: the record of {record.key[0]!r} is not valid: {error}") from error
+        return line + b"\n"
+
+    def resolve(self, relative: str, root: str | None = None) -> Path:
+        """Return the path that ``relative`` names inside the stage, or inside its input ``root`` (a role).
+
+        Raises :class:`StageError` for an absolute path or one that leaves its root, symbolic links included.
+        """
+        base = self.path
+        if root is not None:
+            if root not in self.info.inputs:
+                raise StageError(f"{self.path}: names no input {root!r}")
+            base = self.path / self.info.inputs[root]
+        _check_path(relative)
+        try:
+            resolved = (base / relative).resolve()
+            inside = resolved.is_relative_to(base.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # links that go in circles
+            raise StageError(f"{base / relative}: cannot be resolved: {one_line(error)}") from error
+        if not inside:
+            raise StageError(f"the path {relative!r} leaves {base}; refused")
+        return resolved
+
+
+def _empty(path: Path) -> None:
+    """Remove what a stage folder holds; the folder stays."""
+    entries = list(path.iterdir())
+    if len(entries) > 1 and not (path / MANIFEST_FILE).exists():
+        raise StageError(f"{path}: holds other things beside {STAGE_FILE}; not a stage, so not overwritten")
+    # The marks of a stage go last, so that an interrupted removal can be taken up again.
+    for entry in sorted(entries, key=lambda entry: entry.name in (STAGE_FILE, MANIFEST_FILE)):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+@contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """Keep other processes from appending; where files cannot be locked (some cluster mounts), go on without."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)  # given up with the handle
+    yield
+
+
+def _append_whole(handle: int, data: bytes) -> None:
+    """Append ``data`` or, where that fails, leave the file's whole lines as they were."""
+    size = _end_of_lines(handle)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(handle, size)
+        raise
+
+
+def _end_of_lines(handle: int) -> int:
+    """Cut off a last line that a crash left without its end; return the file's size."""
+    size = os.fstat(handle).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - 4096)
+        os.lseek(handle, start, os.SEEK_SET)
+        found = os.read(handle, end - start).rfind(b"\n")
+        end = start + found + 1
+        if found >= 0:
+            break
+    if end != size:
+        os.ftruncate(handle, end)
+    return end
+
+
+def _check_path(name: str) -> None:
+    problem = path_problem(name)
+    if problem is not None:
+        raise StageError(f"the path {name!r} {problem}; refused")
+
+
+def open_stage(path: Path | str) -> Stage:
+    """Open a stage folder; iterate over it for its records. Raises :class:`StageError`."""
+    return Stage.open(Path(path))
+
+
+def png_names(ids: Iterable[str]) -> dict[str, str]:
+    """Name a PNG after each image id (relative path), in their order: the same folder and stem.
+
+    In a folder where two images differ only by suffix or by upper and lower case, all keep the suffix
+    (``a.jpg.png``), so that no two share a file (case is ignored because some file systems ignore it).
+    """
+    stems = {image_id: PurePosixPath(image_id).with_suffix("") for image_id in ids}
+    uses = Counter(str(stem).casefold() for stem in stems.values())
+    shared = {_folder(stem) for stem in stems.values() if uses[str(stem).casefold()] > 1}
+    return {
+        image_id: f"{image_id}.png" if _folder(stem) in shared else f"{stem}.png" for image_id, stem in stems.items()
+    }
+
+
+def _folder(path: PurePosixPath) -> str:
+    return str(path.parent).casefold()
