@@ -131,7 +131,7 @@ def _from_16_bits(wide: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def write_image(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.bool_]) -> None:
+def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> None:
     """Write pixels as PNG, atomically; :func:`read_image` or :func:`read_mask` gives the same back.
 
     ``pixels`` are uint8 [H, W, 3] (RGB), or a mask [H, W]: uint8, uint16, or bool, which becomes 0 and 255.
@@ -155,19 +155,46 @@ def read_mask(path: Path) -> NDArray[np.int32]:
     :func:`read_image` does.
     """
     with _opened(path) as image:
-        # Before loading, which drops it: how the bits in the file become grey levels.
-        raw = image.tile[0].args if image.tile else None
-        stretch = _STRETCH.get(raw if isinstance(raw, str) else raw[0] if isinstance(raw, tuple) else "", 1)
+        stretch = _STRETCH.get(_raw_mode(image), 1)
         image.load()
         if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):
             return np.asarray(image).astype(np.int32) // np.int32(stretch)
-        if image.mode in ("1", "LA", "PA"):
-            return np.asarray(image.convert("L") if image.mode == "1" else image.getchannel(0)).astype(np.int32)
+        if image.mode == "1":
+            return np.where(np.asarray(image), 255, 0).astype(np.int32)
+        if image.mode in ("LA", "PA"):
+            return np.asarray(image.getchannel(0)).astype(np.int32)
         if image.mode in ("RGB", "RGBA", "RGBX"):
             red, green, blue = (np.asarray(image.getchannel(number)) for number in range(3))
             if np.array_equal(red, green) and np.array_equal(green, blue):
                 return red.astype(np.int32)
         raise InputError(f"{path}: a colour image ({image.mode}), not a mask; save it as grey levels or with a palette")
+
+
+def read_hints(path: Path) -> NDArray[np.uint8]:
+    """Read scribbles as grey levels, uint8 [H, W], upright as :func:`read_image` has it.
+
+    What is transparent reads as mid-grey, so that scribbles may be drawn on an empty layer. Raises
+    :class:`InputError` as :func:`read_image` does.
+    """
+    with _opened(path) as image:
+        upright = _upright(image)
+        if not upright.has_transparency_data:
+            return np.array(upright.convert("L"))
+        grey = np.array(upright.convert("LA"))
+        return np.where(grey[:, :, 1] >= 128, grey[:, :, 0], np.uint8(128))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how the bits in a file that is not yet loaded become grey levels, in PIL's words."""
+    tiles = getattr(image, "tile", None) or [("", (), 0, "")]
+    arguments = tiles[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def iter_chunks(count: int, size: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most ``size`` that cover ``range(count)``."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def resize_image(pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ class Prediction(Struct, frozen=True):
 
 
 class PredictionAfter(Prediction, frozen=True):
-    """The answer on the adversarial image; ``of_before_top5`` is [class, confidence, rank (1 = top)] of the old five."""
+    """The answer on the adversarial image; ``of_before_top5``: [class, confidence, rank (1 = top)] of the old five."""
 
     of_before_top5: list[tuple[Text, Share, Annotated[int, Meta(ge=1)]]]
 

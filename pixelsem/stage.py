@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from pixelsem.errors import OutputError, PixelsemError, StageError
-from pixelsem.files import dump_yaml, one_line, path_problem, read_yaml, reason, write_text
+from pixelsem.files import one_line, path_problem, reason, write_text
 from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, EpochRecord, Record, SegmentRecord
 
 try:
@@ -70,6 +70,8 @@ class Stage:
     @classmethod
     def open(cls, path: Path) -> Stage:
         """Open the stage at ``path``; raises :class:`StageError` where there is none or it is damaged."""
+        from pixelsem.yaml_files import read_yaml
+
         file = path / STAGE_FILE
         try:
             if not file.is_file():
@@ -119,6 +121,8 @@ class Stage:
 
     def save(self, **changes: Any) -> None:
         """Write ``stage.yaml``, with some fields of :attr:`info` replaced. Raises :class:`OutputError`."""
+        from pixelsem.yaml_files import dump_yaml
+
         self.info = dataclasses.replace(self.info, **changes)
         write_text(self.path / STAGE_FILE, dump_yaml(msgspec.to_builtins(self.info)))
 
@@ -163,7 +167,7 @@ class Stage:
 
     def _decode(self, line: bytes) -> Record:
         """Decode and check one line; raises msgspec's errors and :class:`StageError`."""
-        record = cast(Record, self._decoder.decode(line))
+        record: Record = self._decoder.decode(line)
         for name in PATH_FIELDS[self.info.kind]:
             value = getattr(record, name)
             if value is not None:

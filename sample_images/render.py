@@ -93,7 +93,8 @@ def limb(discs: Sequence[Disc]) -> Region:
 
 def union(*regions: Region) -> Region:
     """Return what any of ``regions`` covers."""
-    return np.logical_or.reduce(regions)
+    covered: Region = np.logical_or.reduce(regions)
+    return covered
 
 
 def turned(points: Sequence[Point], degrees: float, about: Point = (50.0, 50.0)) -> list[Point]:
@@ -132,7 +133,8 @@ def ramp(position: Field, stops: Sequence[tuple[float, Colour]]) -> Paint:
 def step(field: Field, low: float, high: float) -> Field:
     """Return 0 below ``low``, 1 above ``high`` and a smooth rise between."""
     t = np.clip((field - low) / (high - low), 0, 1)
-    return (t * t * (3 - 2 * t)).astype(np.float32)
+    smooth: Field = (t * t * (3 - 2 * t)).astype(np.float32)
+    return smooth
 
 
 class Scene:
@@ -154,7 +156,8 @@ class Scene:
         if bulge:
             height = soften(region, bulge)
             down, right = np.gradient(height, 1 / UNIT)
-            fill = fill * (1 + relief * bulge * (2.0 * down + 1.2 * right))[region][:, None].clip(0.25, 1.7)
+            light: Field = np.asarray(1 + relief * bulge * (2.0 * down + 1.2 * right), np.float32)
+            fill = fill * light[region][:, None].clip(0.25, 1.7)
         self.paint[region] = fill
         self.thing[region] = False
 
@@ -195,7 +198,8 @@ def sky(rng: np.random.Generator, top: Colour, bottom: Colour, clouds: float, ho
     alpha = step(lumps, 0.45 - 0.6 * clouds, 1.1 - 0.6 * clouds) * np.float32(0.9)
     shade = 0.93 + 0.1 * noise(rng, 30, 14, 3)
     white = np.stack([shade, shade, shade * 1.01], axis=-1)
-    return (paint * (1 - alpha[:, :, None]) + white * alpha[:, :, None]).clip(0, 1).astype(np.float32)
+    mixed: Paint = (paint * (1 - alpha[:, :, None]) + white * alpha[:, :, None]).clip(0, 1).astype(np.float32)
+    return mixed
 
 
 def sea(scene: Scene, horizon: float, far: Colour, near: Colour) -> None:
@@ -248,7 +252,8 @@ def foliage(rng: np.random.Generator, dark: Colour, light: Colour, lump: float =
 
 
 # ---------------------------------------------------------------- parts that several scenes share
-# fmt: off  (outlines are read along the line, not one point per line)
+# Outlines are read along the line, not one point per line.
+# fmt: off
 
 
 def wheel(scene: Scene, x: float, y: float, radius: float, rim: Colour = (0.75, 0.76, 0.78)) -> None:
@@ -458,8 +463,8 @@ def _livery(scene: Scene, hull: Region, tilt: float) -> None:
 
 def propeller(rng: np.random.Generator) -> Scene:
     """Draw a single-engined sports aeroplane banking over the clouds, seen from above."""
-    scene = Scene(rng, sky(rng, (0.30, 0.55, 0.85), (0.62, 0.80, 0.93), 0.45))
-    tilt = 17.0
+    scene = Scene(rng, sky(rng, (0.20, 0.46, 0.78), (0.46, 0.68, 0.88), 0.3))
+    tilt = 50.0
 
     def part(points: Sequence[Point]) -> Region:
         return blob(turned(points, tilt))
@@ -468,9 +473,9 @@ def propeller(rng: np.random.Generator) -> Scene:
     red, white = (0.84, 0.16, 0.12), (0.96, 0.95, 0.92)
     wing = part([(5, 43), (7, 38.5), (11, 37), (30, 35.4), (50, 34), (70, 35.4), (89, 37), (93, 38.5), (95, 43),
                  (93, 47.5), (89, 49), (70, 50.2), (50, 51), (30, 50.2), (11, 49), (7, 47.5)])
-    scene.add(wing, ramp(np.abs(X - 50), [(0, red), (50, (0.90, 0.24, 0.14))]), bulge=2.5, relief=0.5)
+    scene.add(wing, white, bulge=2.5, relief=0.5)
     for x in (14, 80):
-        scene.add(wing & polygon(turned([(x, 30), (x + 6, 30), (x + 6, 55), (x, 55)], tilt)), white, bulge=2)
+        scene.add(wing & polygon(turned([(x, 30), (x + 6, 30), (x + 6, 55), (x, 55)], tilt)), red, bulge=2)
     tail = part([(31, 85.5), (33, 82), (40, 81), (50, 80.5), (60, 81), (67, 82), (69, 85.5), (67, 89), (60, 90),
                  (50, 90), (40, 90), (33, 89)])
     scene.add(tail, red, bulge=1.5)
@@ -662,7 +667,8 @@ def buzzard(rng: np.random.Generator) -> Scene:
     chest = soften(blob([(84, 52), (70, 58), (54, 62), (36, 64), (52, 70), (74, 64)]) & body, 1.4) * body
     scene.blend((chest * 0.8).astype(np.float32), pale)
     scene.grain(body, 0.2, 2.6, 4)
-    scene.add(blob([(86, 44.6), (90.5, 46), (92.4, 49.2), (91.4, 52), (89.4, 49.6), (86, 50)]), (0.16, 0.15, 0.15), bulge=0.8)
+    beak = blob([(86, 44.6), (90.5, 46), (92.4, 49.2), (91.4, 52), (89.4, 49.6), (86, 50)])
+    scene.add(beak, (0.16, 0.15, 0.15), bulge=0.8)
     scene.add(blob([(85.4, 44.4), (88, 45.2), (88, 49.4), (85.4, 50)]), (0.90, 0.74, 0.20))
     eye(scene, 81.6, 45.4, 1.6, (0.62, 0.40, 0.14))
     _spread_wing(scene)

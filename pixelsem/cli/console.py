@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,21 +36,27 @@ class Console:
     def note(self, text: str) -> None:
         """Print one line of information, unless quiet."""
         if not self.quiet:
-            self.rich.print(text, markup=False, soft_wrap=True)
+            self._line(text)
 
     def problem(self, text: str) -> None:
         """Print one line about something that went wrong; never dropped."""
-        self.rich.print(f"pixelsem: {text}", markup=False, soft_wrap=True, style="yellow")
+        self._line(f"pixelsem: {text}", style="yellow")
 
     def table(self, table: RenderableType) -> None:
         """Print a table, unless quiet."""
         if not self.quiet:
             self.rich.print(table)
 
+    def data(self, text: str) -> None:
+        """Print what a program may read on, on stdout. Where its reader is gone, nothing happens."""
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            silence_stdout()
+
     def result(self, stage: Path, summary: dict[str, Any]) -> None:
         """Print the stage's path, or with ``--json`` the summary (with the path in it), on stdout."""
-        print(json.dumps({"stage": str(stage), **summary}, ensure_ascii=False) if self.as_json else stage)
-        sys.stdout.flush()
+        self.data(json.dumps({"stage": str(stage), **summary}, ensure_ascii=False) if self.as_json else str(stage))
 
     @contextmanager
     def progress(self, what: str, total: float) -> Iterator[Bar]:
@@ -58,9 +65,17 @@ class Console:
 
         shown = not self.quiet and self.rich.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-        detail = TextColumn("{task.fields[detail]}")
+        detail = TextColumn("{task.fields[detail]}", markup=False)
         with Progress(*columns, TimeRemainingColumn(), detail, console=self.rich, disable=not shown) as progress:
             yield Bar(progress, progress.add_task(what, total=total, detail=""))
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        # A file's name may hold line breaks and terminal codes; a message stays one line of text.
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+        if self._rich is None and not sys.stderr.isatty():
+            print(text, file=sys.stderr)  # the same without colours, and without the time to import rich
+        else:
+            self.rich.print(text, markup=False, soft_wrap=True, style=style, emoji=False)
 
 
 class Bar:
@@ -72,3 +87,8 @@ class Bar:
     def update(self, completed: float, detail: str = "") -> None:
         """Move the bar to ``completed`` of its total and show ``detail`` behind it."""
         self._progress.update(self._task, completed=completed, detail=detail)
+
+
+def silence_stdout() -> None:
+    """Point stdout to nowhere, so that Python does not complain about its lost reader when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,16 +1,104 @@
-"""A command group that may be called without naming a subcommand."""
+"""Command groups: the root, which ends every command properly, and groups with a default subcommand."""
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from pixelsem.cli.console import Console, silence_stdout
+from pixelsem.cli.options import config_of
+from pixelsem.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, PixelsemError
+from pixelsem.files import one_line
+
+_STOPPED = "what is done stays done, the same command goes on from there"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM (a scheduler's time limit) or SIGHUP, to be unwound like Ctrl-C."""
+
+
+class RootGroup(TyperGroup):
+    """Ends every command with one line and the documented exit code where something is wrong."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line and leave with its exit code; without ``standalone_mode`` return or raise."""
+
+        def run() -> Any:
+            return super(RootGroup, self).main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+
+        if not standalone_mode:
+            return run()
+        sys.exit(_exit_code(run))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand; what it raises becomes one line on stderr and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except PixelsemError as error:
+            Console().problem(one_line(error))
+            raise typer.Exit(error.exit_code) from error
+        except Terminated as error:
+            Console().problem(f"terminated; {_STOPPED}")
+            raise typer.Exit(EXIT_TERMINATED) from error
+        except KeyboardInterrupt as error:
+            Console().problem(f"interrupted; {_STOPPED}")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _exit_code(run: Callable[[], Any]) -> int:
+    try:
+        code = run()
+        sys.stdout.flush()
+    except TyperException as error:
+        return _show_usage_error(error)
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        silence_stdout()
+        return EXIT_SOME_FAILED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _show_usage_error(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    message = error.format_message().replace("Value error, ", "")
+    if context is None:
+        Console().problem(one_line(message))
+    elif message == context.get_help():  # a group called with nothing behind it
+        print(message, file=sys.stderr)
+    else:
+        Console().problem(_blame_config(error, context) + one_line(message))
+        print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _blame_config(error: TyperException, context: Any) -> str:
+    """Name the --config file where the value that is wrong came from it."""
+    parameter = getattr(error, "param", None)
+    source = parameter and context.get_parameter_source(parameter.name)
+    return f"{config_of(context)}: " if source and source.name == "DEFAULT_MAP" and config_of(context) else ""
 
 
 def group_with_default(default: str) -> type[TyperGroup]:
     """Return a group class for which ``pixelsem GROUP …`` means ``pixelsem GROUP DEFAULT …``.
 
-    The default stands in where the first argument is neither a subcommand nor a request for help.
+    The default stands in where the first argument is neither a subcommand nor a request for help; its options
+    are shown in the group's help and completed after the group's name.
     """
 
     class Group(TyperGroup):
@@ -20,4 +108,37 @@ def group_with_default(default: str) -> type[TyperGroup]:
                 args = [default, *args]
             return super().parse_args(ctx, args)
 
+        def collect_usage_pieces(self, ctx: Any) -> list[str]:
+            return [*self.commands[default].collect_usage_pieces(ctx), "|", "COMMAND", "…"]
+
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            self.commands[default].format_options(ctx, formatter)
+
+        def format_help_text(self, ctx: Any, formatter: Any) -> None:
+            super().format_help_text(ctx, formatter)
+            self.format_commands(ctx, formatter)
+
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            own = super().shell_complete(ctx, incomplete)
+            offered = {item.value for item in own}
+            more = self.commands[default].shell_complete(ctx, incomplete)
+            return own + [item for item in more if item.value not in offered]
+
     return Group
+
+
+def run(app: typer.Typer) -> None:
+    """Run ``app`` as this process's command line: the signals and streams that a program should have."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What is ignored stays so: nohup asks for it.
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _terminate)
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):  # names of files need not be text
+            stream.reconfigure(errors="surrogateescape")
+    app(prog_name="pixelsem")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -5,50 +5,85 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pixelsem.errors import PixelsemError
-from pixelsem.stage import STAGE_FILE, Stage
+from pixelsem.errors import PixelsemError, StageError
+from pixelsem.stage import MANIFEST_FILE, STAGE_FILE, Stage
 
 
-def resolve_inputs(given: Sequence[Path] | None, run: Path, kinds: Sequence[str]) -> list[Path]:
+def resolve_inputs(
+    given: Sequence[Path] | None, run: Path, kinds: Sequence[str], *, note: Callable[[str], None] | None = None
+) -> list[Path]:
     """Return the input folders of a command.
 
     ``given`` as they are, ``-`` standing for the lines of stdin; with nothing given, the lines of stdin
     where it is a pipe with something in it; else the newest stage below ``run`` whose kind is one of
-    ``kinds``. Raises :class:`PixelsemError` where there is nothing or a path does not exist.
+    ``kinds``, which is told to ``note``. Raises :class:`PixelsemError` where there is nothing or a path
+    does not exist.
     """
     paths = [path for item in given or [] for path in (_stdin_lines() if str(item) == "-" else [item])]
     if not given and _stdin_is_pipe():
         paths = _stdin_lines()
     if not paths:
-        newest = newest_stage(run, kinds)
-        if newest is None:
-            raise PixelsemError(f"no input: name a folder; {run} holds no stage of kind {' or '.join(kinds)}")
-        paths = [newest]
+        paths = [_newest(run, kinds)]
+        if note is not None:
+            note(f"input: {paths[0]} (the newest in {run})")
     for path in paths:
-        if not path.exists():
+        if not _exists(path):
             raise PixelsemError(f"{path}: no such file or folder")
     return paths
 
 
+def _newest(run: Path, kinds: Sequence[str]) -> Path:
+    newest = newest_stage(run, kinds)
+    if newest is None:
+        raise PixelsemError(f"no input: name a folder; {run} holds no stage of kind {' or '.join(kinds)}")
+    return newest
+
+
 def newest_stage(run: Path, kinds: Sequence[str]) -> Path | None:
-    """Return the stage directly below ``run`` of one of ``kinds`` that was written to last, or None."""
-    found = []
-    for file in run.glob(f"*/{STAGE_FILE}"):
-        if Stage.open(file.parent).info.kind in kinds:
-            manifest = file.parent / "manifest.jsonl"
-            found.append((max(f.stat().st_mtime_ns for f in (file, manifest) if f.exists()), file.parent))
-    return max(found)[1] if found else None
+    """Return the stage directly below ``run`` of one of ``kinds`` that was written to last, or None.
+
+    Folders that are no readable stage are passed over.
+    """
+    for path in sorted((file.parent for file in run.glob(f"*/{STAGE_FILE}")), key=_written, reverse=True):
+        try:
+            if Stage.open(path).info.kind in kinds:
+                return path
+        except StageError:
+            continue
+    return None
+
+
+def _written(stage: Path) -> tuple[int, str]:
+    """Return when a stage was last written to, with its name to break ties."""
+    return max(_times(stage), default=0), stage.name
+
+
+def _times(stage: Path) -> Iterator[int]:
+    for name in (STAGE_FILE, MANIFEST_FILE):
+        try:
+            yield (stage / name).stat().st_mtime_ns
+        except OSError:
+            continue
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise PixelsemError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _stdin_is_pipe() -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # closed, replaced or None
         return False
 
 
 def _stdin_lines() -> list[Path]:
-    return [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+    if sys.stdin is None or sys.stdin.closed:
+        return []
+    return [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]

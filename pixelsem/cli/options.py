@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import inspect
 import types
-import typing
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,7 +13,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from pixelsem.errors import PixelsemError
-from pixelsem.settings import Settings, option
+from pixelsem.settings import Settings, option, option_name
+
+_CONFIG = "pixelsem.config"
+
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions(Settings):
@@ -40,60 +41,54 @@ class SelectionOptions(Settings):
 def expand(function: Callable[..., None]) -> Callable[..., None]:
     """Turn every parameter annotated with a settings dataclass into that dataclass's options.
 
-    Other parameters stay as they are. The command also gets ``--config FILE``.
+    Other parameters stay as they are. Settings that share a field share its option. The command also gets
+    ``--config FILE``; a value given on the command line goes before the environment, this before the file,
+    and the file before a preset (see :func:`add_defaults`) and the setting's default.
     """
     hints = get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
+    parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, type[Settings]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
         if isinstance(hint, type) and issubclass(hint, Settings):
             groups[name] = hint
-            parameters += _parameters(hint)
+            parameters |= {made.name: made for made in _parameters(hint)}
         else:
-            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
-    parameters = list({parameter.name: parameter for parameter in parameters}.values())
-    parameters.append(_config_parameter(frozenset(p.name for p in parameters if "Path" in str(p.annotation))))
+            parameters[name] = parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
+    parameters["config"] = _config_parameter({name: _value_type(p.annotation) for name, p in parameters.items()})
+    grouped = {field.name for kind in groups.values() for field in dataclasses.fields(kind)}
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        values.pop("config")
-        arguments = {}
-        for name, kind in groups.items():
-            kinds = get_type_hints(kind)
-            fields = [field.name for field in dataclasses.fields(kind)]
-            arguments[name] = kind(**{field: _decode(values[field], kinds[field], field) for field in fields})
-        grouped = {f.name for kind in groups.values() for f in dataclasses.fields(kind)}
-        function(**arguments, **{name: value for name, value in values.items() if name not in grouped})
+        settings = {name: _build(kind, values) for name, kind in groups.items()}
+        others = {name: value for name, value in values.items() if name not in grouped and name != "config"}
+        function(**settings, **others)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return command
+
+
+def _build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: _decode(values[name], hints[name], name) for name in names})
 
 
 def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
     made = []
     for field in dataclasses.fields(kind):
-        annotation = _annotation(field, hints[field.name])
-        default = as_text(field.default)
+        annotation, default = _annotation(field, hints[field.name]), as_text(field.default)
         made.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     return made
 
 
-def as_text(value: Any) -> Any:
-    """Return a tuple as the ``a,b,c`` that its option takes, anything else as it is."""
-    if not isinstance(value, tuple):
-        return value
-    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
-
-
 def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
     meta = field.metadata
-    long = "--" + field.name.replace("_", "-")
-    flag = meta.get("flag")
+    long, flag = option_name(field.name), meta.get("flag")
     hint = _without_none(hint)
     if hint is bool:
         names = [long, flag] if flag and not flag.startswith("--") else [flag or f"{long}/--no-{long[2:]}"]
@@ -117,6 +112,14 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
+def _value_type(annotation: Any) -> Any:
+    """Return the type of an option's value, or of one item where it takes several."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    hint = _without_none(annotation)
+    return _without_none(get_args(hint)[0]) if get_origin(hint) is list else hint
+
+
 def _is_tuple(hint: Any) -> bool:
     return get_origin(hint) is tuple
 
@@ -126,6 +129,16 @@ def _item_names(hint: Any) -> list[str]:
     return ["…" if item is Ellipsis else names.get(item, "VALUE") for item in get_args(hint)]
 
 
+def as_text(value: Any) -> Any:
+    """Return a tuple as the ``a,b,c`` that its option takes, anything else as it is."""
+    return ",".join(map(_number, value)) if isinstance(value, tuple) else value
+
+
+def _number(value: Any) -> str:
+    """Return a number in its shortest form that keeps every digit."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
 def _decode(value: Any, hint: Any, name: str) -> Any:
     """Turn ``a,b,c`` back into a tuple where the setting is one."""
     hint = _without_none(hint)
@@ -133,9 +146,9 @@ def _decode(value: Any, hint: Any, name: str) -> Any:
         return value
     make = get_args(hint)[0]
     try:
-        return tuple(make(part) for part in value.split(","))
+        return tuple(make(part.strip()) for part in value.split(","))
     except ValueError as error:
-        raise PixelsemError(f"--{name.replace('_', '-')}: {value!r} is not a list like {_example(hint)}") from error
+        raise PixelsemError(f"{option_name(name)}: {value!r} is not a list like {_example(hint)}") from error
 
 
 def _example(hint: Any) -> str:
@@ -143,12 +156,13 @@ def _example(hint: Any) -> str:
     return ",".join(str(number) for number in range(1, count + 1))
 
 
-def _config_parameter(paths: frozenset[str]) -> inspect.Parameter:
-    """Make the ``--config`` option of a command; ``paths`` are the names of its options that hold paths."""
+def _config_parameter(kinds: Mapping[str, Any]) -> inspect.Parameter:
+    """Make the ``--config`` option of a command whose options hold values of these types."""
 
     def load(context: typer.Context, file: Path | None) -> Path | None:
         if file is not None and not context.resilient_parsing:
-            add_defaults(context, _read_config(context, file, paths))
+            context.meta[_CONFIG] = file
+            add_defaults(context, _read_config(context, file, kinds))
         return file
 
     text = "YAML file with options by name; a stage.yaml repeats that stage's run."
@@ -156,29 +170,37 @@ def _config_parameter(paths: frozenset[str]) -> inspect.Parameter:
     return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
+def config_of(context: typer.Context) -> Path | None:
+    """Return the file that was given as ``--config``, None where none was."""
+    file: Path | None = context.meta.get(_CONFIG)
+    return file
+
+
 def add_defaults(context: typer.Context, values: Mapping[str, Any], *, first: bool = True) -> None:
     """Let ``values`` stand for options that are not on the command line.
 
     With ``first`` they come before what was added earlier (a config beats a preset), else after.
     """
-    old = dict(context.default_map or {})
-    context.default_map = dict(ChainMap(dict(values), old) if first else ChainMap(old, dict(values)))
+    new, old = {name: as_text(value) for name, value in values.items()}, dict(context.default_map or {})
+    context.default_map = old | new if first else new | old
 
 
 def command_name(context: typer.Context) -> str:
     """Return the command without the program's name, e.g. ``attack de``."""
-    return " ".join(context.command_path.split()[1:])
+    names: list[str] = []
+    step: Any = context
+    while step.parent is not None:
+        names.insert(0, str(step.info_name))
+        step = step.parent
+    return " ".join(names)
 
 
-def _read_config(context: typer.Context, file: Path, paths: frozenset[str]) -> dict[str, Any]:
-    import yaml
+def _read_config(context: typer.Context, file: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    from pixelsem.yaml_files import read_yaml
 
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PixelsemError(f"{file}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise PixelsemError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(file)
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise PixelsemError(f"{file}: expected a mapping of option names to values")
     base = Path()
@@ -186,25 +208,44 @@ def _read_config(context: typer.Context, file: Path, paths: frozenset[str]) -> d
         if values.get("command") != command_name(context):
             raise PixelsemError(f"{file}: is of `{values.get('command')}`, not of `{command_name(context)}`")
         base, values = file.parent, values["options"]
-    return _checked(context, file, values, base, paths)
+        if not isinstance(values, dict):
+            raise PixelsemError(f"{file}: `options` is not a mapping of option names to values")
+    return _checked(context, file, values, base, kinds)
 
 
 def _checked(
-    context: typer.Context, file: Path, values: dict[Any, Any], base: Path, paths: frozenset[str]
+    context: typer.Context, file: Path, values: dict[Any, Any], base: Path, kinds: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Check names; make paths relative to ``base``; lists become the text that an option takes."""
-    known = [str(parameter.name) for parameter in context.command.params if parameter.name not in ("config", "help")]
+    """Check names and kinds of value; give each value the form it has on the command line."""
+    several = {str(p.name): getattr(p, "multiple", False) or p.nargs != 1 for p in context.command.params}
+    known = {name: several[name] for name in kinds if name in several}
     checked: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise PixelsemError(f"{file}: unknown key {key!r}; `{command_name(context)}` has {', '.join(known)}")
-        if name in paths:
+        if name in checked:
+            raise PixelsemError(f"{file}: {key!r} is given twice")
+        if value is None:
+            continue
+        where = f"{file}: {key}"
+        if known[name]:
             items = value if isinstance(value, list) else [value]
-            placed = [str(base / str(item)) if item is not None else None for item in items]
-            value = placed if isinstance(value, list) else placed[0]
+            checked[name] = [_scalar(item, where, kinds[name], base) for item in items]
         elif isinstance(value, list):
-            value = ",".join(map(str, value))
-        if value is not None:
-            checked[name] = value
+            checked[name] = ",".join(_scalar(item, where, None, base) for item in value)
+        else:
+            checked[name] = _scalar(value, where, kinds[name], base)
     return checked
+
+
+def _scalar(value: Any, where: str, kind: Any, base: Path) -> Any:
+    """Return one value as its option takes it: text, or a truth value; paths as seen from here."""
+    if isinstance(value, dict | list) or value is None:
+        raise PixelsemError(f"{where}: one plain value expected, {value!r} given")
+    if (kind is bool) != isinstance(value, bool):
+        wanted = "true or false" if kind is bool else "a value that is not true or false (quote a word like no)"
+        raise PixelsemError(f"{where}: {wanted} expected, {value!r} given")
+    if kind is bool:
+        return value
+    return str(base / str(value)) if kind is Path else str(value)

@@ -73,7 +73,8 @@ def open_output(
         wall_time=earlier.wall_time if earlier else None,
     )
     stage = Stage.create(path, info, overwrite=output.overwrite)
-    stage.save()
+    if earlier is not None:
+        stage.save()  # where the inputs are may have changed
     return stage
 
 

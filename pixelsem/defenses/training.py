@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +16,8 @@ from torch import Tensor, nn
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.errors import ModelError, StageError
 from pixelsem.files import write_atomically
-from pixelsem.models.classifier import Classifier
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; one record of the training stage's manifest."""
-
-    epoch: int
-    loss: float
-    train_accuracy: float
-    test_accuracy: float
-    seconds: float
+from pixelsem.models import Classifier
+from pixelsem.records import EpochRecord
 
 
 class _Run:
@@ -46,12 +37,12 @@ class _Run:
             self.optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
-        self.done = 0
+        self.log: list[EpochRecord] = []
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         state = {
             "identity": identity,
-            "epoch": self.done,
+            "log": [msgspec.to_builtins(epoch) for epoch in self.log],
             "network": self.classifier.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -71,7 +62,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.done = int(state["epoch"])
+        self.log = [msgspec.convert(epoch, EpochRecord) for epoch in state["log"]]
 
 
 def train(
@@ -81,41 +72,50 @@ def train(
     settings: TrainSettings,
     checkpoint: Path,
     device: torch.device,
-) -> Iterator[Epoch | float]:
-    """Train ``classifier`` in place; yield an :class:`Epoch` after each, and in between the share done in [0, 1].
+) -> Iterator[EpochRecord | float]:
+    """Train ``classifier`` in place; yield every epoch's record, and in between the share done in [0, 1].
 
     ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU. After every epoch the
-    state is written to ``checkpoint`` (atomically); where that file exists, training goes on from it.
-    The random numbers of an epoch depend on (seed, epoch) alone, so a resumed run draws the same.
-    Raises :class:`StageError` for a checkpoint of another run.
+    state is written to ``checkpoint`` (atomically); where that file exists, its epochs are yielded and
+    training goes on from there. The random numbers of an epoch depend on (seed, epoch) alone, so a resumed
+    run draws the same. Raises :class:`StageError` for a checkpoint of another run.
     """
     images, labels = (part.to(device) for part in train_set)
     per_epoch = -(-len(images) // settings.batch)
-    for module in classifier.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = settings.dropout
-    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _start(classifier, settings, device)
     run = _Run(classifier, settings, per_epoch * settings.epochs)
     identity = {**asdict(settings), "images": len(images), "model": classifier.name}
     if checkpoint.exists():
         run.load(checkpoint, identity)
-    while run.done < settings.epochs:
+        yield from run.log
+    for epoch in range(len(run.log) + 1, settings.epochs + 1):
         start = time.perf_counter()
-        torch.manual_seed((settings.seed << 16) + run.done)
+        torch.manual_seed((settings.seed << 16) + epoch - 1)
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         classifier.train()
-        order = torch.randperm(len(images), device=device)
-        for step, chosen in enumerate(order.split(settings.batch)):
+        for step, chosen in enumerate(torch.randperm(len(images), device=device).split(settings.batch)):
             logits, loss = _step(run, images[chosen], labels[chosen], settings, device)
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()
             if step % 20 == 0:
-                yield (run.done + step / per_epoch) / settings.epochs
-        run.done += 1
-        run.save(checkpoint, identity)
+                yield (epoch - 1 + step / per_epoch) / settings.epochs
         accuracy = measure_accuracy(classifier, *test_set, device=device)
-        mean_loss, train_accuracy = float(loss_sum) / len(images), float(correct) / len(images)
-        yield Epoch(run.done, mean_loss, train_accuracy, accuracy, time.perf_counter() - start)
+        shares = float(loss_sum) / len(images), float(correct) / len(images), accuracy
+        run.log.append(EpochRecord(epoch, *shares, time.perf_counter() - start))
+        run.save(checkpoint, identity)
+        yield run.log[-1]
+
+
+def _start(classifier: Classifier, settings: TrainSettings, device: torch.device) -> None:
+    """Give every layer its initial weights, drawn by the seed, and the dropout of the settings."""
+    torch.manual_seed(settings.seed)
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = settings.dropout
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    classifier.requires_grad_(True)
+    classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _step(

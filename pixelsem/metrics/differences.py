@@ -149,10 +149,9 @@ def _trace_histories(key: Key, one: History, two: History) -> Difference | None:
         return Difference(key, "unexplained", "the histories are of populations of different size")
     common = min(len(array) for array in (*accepted, *close))
     parted = accepted[0][:common] ^ accepted[1][:common]
-    rows = parted.any(axis=1).nonzero()[0]
-    if not len(rows):
+    row = next((number for number, bits in enumerate(parted) if bits.any()), None)
+    if row is None:
         return None
-    row = int(rows[0])
     # Row 0 is the comparison that makes generation 2 from generation 1.
     generation = row + 2
     if (parted[row] & ~(close[0][row] | close[1][row])).any():

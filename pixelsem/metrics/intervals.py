@@ -157,5 +157,10 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
-    tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * (tail / 2**discordant))
+    # Whole numbers throughout: binomial coefficients of many pairs are beyond floats.
+    tail, term = 0, 1
+    for k in range(min(only_first, only_second) + 1):
+        tail += term
+        term = term * (discordant - k) // (k + 1)
+    share: float = tail / 2**discordant
+    return min(1.0, 2 * share)

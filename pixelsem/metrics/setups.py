@@ -10,12 +10,13 @@ from pixelsem.metrics.success import sort_regions
 from pixelsem.records import AttackRecord
 from pixelsem.stage import StageInfo
 
-#: Options that tell regions, goals, images or speed apart, not how strong the search is.
+#: Options that tell regions, goals, images or speed apart, not how strong the search is; and those of the
+#: model, which has an identity of its own.
 _NOT_THE_SEARCH = frozenset({
     "region", "masks", "match_area", "grow", "shrink", "flagged", "targeted", "target", "labels", "repeats",
     "seed", "limit", "sample", "time_limit", "preset", "device", "batch_size", "in_flight", "inputs", "images",
-    "model", "weights", "arch", "classes", "output", "run", "overwrite", "json", "quiet", "evaluator", "workers",
-    "shard", "input", "data",
+    "model", "weights", "arch", "scale", "mean", "std", "input_size", "classes", "output", "run", "overwrite",
+    "json", "quiet", "evaluator", "workers", "shard",
 })  # fmt: skip
 
 #: Options that change foreground and background, and mean nothing for the whole image.

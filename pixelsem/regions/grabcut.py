@@ -58,8 +58,7 @@ def grabcut(
     # The trimap is enlarged, not made anew, so that a scribble or rectangle covers the same pixels' areas.
     found = _cut(large, cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST), settings.iterations)
     share = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    inside: NDArray[np.bool_] = share >= 0.5
-    return inside
+    return np.asarray(share >= 0.5, bool)
 
 
 def _rectangle(settings: GrabCutSettings, width: int, height: int) -> Rect:
@@ -97,7 +96,7 @@ def _trimap(rect: Rect, shape: tuple[int, int], hints: NDArray[np.integer] | Non
 def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -> NDArray[np.bool_]:
     """Minimise the energy from this trimap; bool [H, W]."""
     cv2 = require("grabCut")
-    foreground = (trimap == cv2.GC_PR_FGD) | (trimap == cv2.GC_FGD)
+    foreground = np.isin(trimap, (cv2.GC_PR_FGD, cv2.GC_FGD))
     if foreground.all():
         raise InputError("the rectangle leaves no background; leave a border, or draw some with --hints")
     if not foreground.any():
@@ -111,8 +110,7 @@ def _cut(image: NDArray[np.uint8], trimap: NDArray[np.uint8], iterations: int) -
         cut, *_ = cv2.grabCut(bgr, trimap.copy(), None, *models, iterations, cv2.GC_INIT_WITH_MASK)
     except cv2.error as error:
         raise InputError(f"GrabCut failed: {' '.join(str(error).split())}") from error
-    inside: NDArray[np.bool_] = (cut == cv2.GC_PR_FGD) | (cut == cv2.GC_FGD)
-    return inside
+    return np.isin(cut, (cv2.GC_PR_FGD, cv2.GC_FGD))
 
 
 class GrabCut:

@@ -152,16 +152,16 @@ def region_of(mask: NDArray[np.integer], kind: Kind, region: str) -> Region:
         return np.asarray(mask == int(region[6:]))
     if region not in ("foreground", "background"):
         raise PixelsemError(f"unknown region {region!r}; there are original, foreground, background and label:N")
-    foreground = np.asarray(_foreground(mask, kind), bool)
+    foreground = _foreground(mask, kind)
     return foreground if region == "foreground" else ~foreground
 
 
 def _foreground(mask: NDArray[np.integer], kind: Kind) -> Region:
     if kind == "labels":
-        return mask != 0
+        return np.asarray(mask != 0)
     if kind == "soft":
-        return mask > _SOFT_TOP // 2
-    return mask > (127 if mask.max(initial=0) > 1 else 0)
+        return np.asarray(mask > _SOFT_TOP // 2)
+    return np.asarray(mask > (127 if mask.max(initial=0) > 1 else 0))
 
 
 def grow(region: Region, pixels: int) -> Region:

@@ -76,12 +76,15 @@ def segment_images(
     def one(item: ImageItem) -> SegmentRecord:
         return _segment(item, segmenter, stage, item.path.relative_to(root).as_posix(), f"masks/{names[item.id]}")
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="segment") as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="segment")
+    try:
         todo = iter([item for item in items if item.id not in held])
         for finished in _completed(pool, one, todo, workers * _AHEAD):
             _collect(finished, stage, summary)
             if progress is not None:
                 progress(summary)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return summary
 
 
@@ -100,14 +103,10 @@ def _completed(
 ) -> Iterator[Running]:
     """Keep ``most`` images in work; yield the finished ones, at least one at a time."""
     running: Running = {pool.submit(work, item): item for item in islice(todo, most)}
-    try:
-        while running:
-            ready = wait(running, return_when=FIRST_COMPLETED).done
-            yield {future: running.pop(future) for future in ready}
-            running |= {pool.submit(work, item): item for item in islice(todo, most - len(running))}
-    finally:
-        for future in running:
-            future.cancel()
+    while running:
+        ready = wait(running, return_when=FIRST_COMPLETED).done
+        yield {future: running.pop(future) for future in ready}
+        running |= {pool.submit(work, item): item for item in islice(todo, most - len(running))}
 
 
 def _collect(finished: Running, stage: Stage, summary: SegmentSummary) -> None:

@@ -18,11 +18,13 @@ class GrabCutSettings(Settings):
         "(default: the image without a border of --margin).", metavar="X,Y,W,H",
     )  # fmt: skip
     margin: float = option(
-        0.03, "Width of the border taken as background, as a fraction of each side.", low=0.0, high=0.49
+        0.04, "Width of the border taken as background, as a fraction of each side.", low=0.0, high=0.49
     )
     iterations: int = option(5, "Rounds of learning the colour models and cutting.", low=1, high=1000)
+    # 192: the best of 128 to 256 on photos of known masks shrunk to 32×32. The smoothness term (Eq. 8) grows with
+    # the outline and the data term with the area, so that on tiny images the cheapest cut is often nothing.
     upscale: int = option(
-        128, "Enlarge an image whose shorter side is under N pixels to N for the cut; 0: never.", low=0, high=4096,
+        192, "Enlarge an image whose shorter side is under N pixels to N for the cut; 0: never.", low=0, high=4096,
         metavar="N",
     )  # fmt: skip
     hints: Path | None = option(

@@ -11,14 +11,14 @@ from pixelsem.metrics.success import Goal, Mean, Success
 from pixelsem.report.tables import Cell, Column, Table, cell_text
 
 _SETUP = (
-    Column("network", "Network"),
-    Column("attack", "Attack"),
-    Column("pixels", "Pixels", "count"),
-    Column("constraint", "Constraint"),
-    Column("variant", "Variant"),
+    Column("network", "Network", about=True),
+    Column("attack", "Attack", about=True),
+    Column("pixels", "Pixels", "count", about=True),
+    Column("constraint", "Constraint", about=True),
+    Column("variant", "Variant", about=True),
 )
-_REGION = Column("region", "Region")
-_GOAL = Column("goal", "Goal")
+_REGION = Column("region", "Region", about=True)
+_GOAL = Column("goal", "Goal", about=True)
 _GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
 
 
@@ -123,7 +123,7 @@ def paper_table(setups: Sequence[Setup], confidence: float = 0.95) -> Table:
     return Table(
         "table2",
         "Success of attacks by region and number of pixels (wang2021, Table II)",
-        (network, attack, constraint, variant, Column("metric", "Metric"), *across),
+        (network, attack, constraint, variant, Column("metric", "Metric", about=True), *across),
         rows,
         _success_notes(cells, confidence),
     )
@@ -171,7 +171,7 @@ def generations_table(setups: Sequence[Setup]) -> Table:
     regions = metrics.sort_regions(region for _, region in _each(setups))
     means = [Column(f"{region}", region.capitalize(), "number") for region in regions]
     counts = [Column(f"{region}_n", f"n ({region})", "count") for region in regions]
-    columns = (*_SETUP, Column("images", "Over"), *means, *counts)
+    columns = (*_SETUP, Column("images", "Over", about=True), *means, *counts)
     rows: list[list[Cell]] = []
     for setup in setups:
         own = metrics.generations(setup.records)
@@ -218,10 +218,10 @@ def _pair_columns(first: str, second: str) -> tuple[Column, ...]:
         Column("n", "Images", "count"),
         Column("both", "Both", "count"), Column(f"only_{first}", f"Only {first}", "count"),
         Column(f"only_{second}", f"Only {second}", "count"), Column("neither", "Neither", "count"),
-        Column(f"{first}_share", first.capitalize(), "percent"),
-        Column(f"{second}_share", second.capitalize(), "percent"),
-        Column("difference", "Difference (points)", "points"), Column("difference_low", "from", "points"),
-        Column("difference_high", "to", "points"), Column("p_value", "p (McNemar)", "p"),
+        Column(f"{first}_share", f"Success, {first}", "percent"),
+        Column(f"{second}_share", f"Success, {second}", "percent"),
+        Column("difference", "Difference (points)", "points"), Column("difference_low", "Difference from", "points"),
+        Column("difference_high", "Difference to", "points"), Column("p_value", "p (McNemar)", "p"),
     )  # fmt: skip
 
 

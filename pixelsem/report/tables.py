@@ -1,4 +1,4 @@
-"""One type of table, and its renderings: terminal, JSON, CSV, Markdown, LaTeX.
+"""One type of table, and its renderings as JSON, CSV, Markdown and LaTeX.
 
 Values stay numbers until they are rendered. People read percentages with intervals; programs read plain
 numbers: a rate in a column ``untargeted1`` becomes ``untargeted1``, ``untargeted1_low``, ``untargeted1_high``,
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from pixelsem.files import write_text
 from pixelsem.metrics.intervals import Rate
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 Cell = str | int | float | Rate | None
 Kind = Literal["text", "count", "number", "percent", "points", "rate", "p"]
@@ -30,13 +30,15 @@ class Column:
 
     ``kind``: ``text``; ``count`` (int); ``number``, shown with ``digits`` decimals; ``percent``, a share in
     [0, 1] shown in %; ``points``, a signed difference of shares shown in percentage points; ``rate``, a
-    :class:`Rate`; ``p``, a p-value.
+    :class:`Rate`; ``p``, a p-value. ``about`` marks what a row is about, not what it says: where it is the same
+    in all rows, a narrow rendering may say it once.
     """
 
     key: str
     title: str
     kind: Kind = "text"
     digits: int = 2
+    about: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class Table:
 
 
 def cell_text(cell: Cell, column: Column) -> str:
-    """Return one cell as people read it: ``12.80 % [10.16, 16.01] (64/500)``, ``0.041``, ``–`` for None."""
+    """Return one cell as people read it: ``12.80 % (64/500) [10.15, 16.01]``, ``0.041``, ``–`` for None."""
     if cell is None:
         return _MISSING
     if isinstance(cell, Rate):
         low, high = 100 * cell.low, 100 * cell.high
-        return f"{100 * cell.value:.2f} % [{low:.2f}, {high:.2f}] ({cell.successes}/{cell.n})"
+        return f"{100 * cell.value:.2f} % ({cell.successes}/{cell.n}) [{low:.2f}, {high:.2f}]"
     if isinstance(cell, str) or column.kind in ("text", "count"):
         return str(cell)
     return _number_text(float(cell), column)
@@ -79,25 +81,6 @@ def _number_text(value: float, column: Column) -> str:
     if column.kind == "p":
         return "<0.001" if value < 0.001 else f"{value:.3f}"
     return f"{value:.{column.digits}f}"
-
-
-def to_rich(table: Table) -> RichTable:
-    """Return the table for a terminal; columns without any value are left out."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    caption = "\n".join(table.notes) or None
-    made = RichTable(
-        title=Text(table.title), caption=caption and Text(caption), box=SIMPLE_HEAD,
-        title_justify="left", caption_justify="left",
-    )  # fmt: skip
-    shown = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
-    for i in shown:
-        made.add_column(Text(table.columns[i].title), justify="left" if table.columns[i].kind == "text" else "right")
-    for texts in table.texts():
-        made.add_row(*(Text(texts[i]) for i in shown))
-    return made
 
 
 def to_plain(table: Table) -> dict[str, Any]:
@@ -185,5 +168,20 @@ def _latex_row(texts: Sequence[str]) -> str:
     return "{}" + line if line.startswith(("[", "*")) else line
 
 
-#: Renderings that are files, by suffix; JSON is made from :func:`to_plain`.
-TEXT_FORMATS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+def to_json(table: Table) -> str:
+    """Return :func:`to_plain` as JSON."""
+    return json.dumps(to_plain(table), ensure_ascii=False, indent=1) + "\n"
+
+
+#: Renderings that are files, by suffix.
+FORMATS = {".json": to_json, ".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+
+
+def write_tables(folder: Path, tables: Iterable[Table]) -> None:
+    """Write every table in every format to ``folder``, replacing older files of the same names atomically.
+
+    Raises :class:`pixelsem.errors.OutputError` where the folder cannot be written.
+    """
+    for table in tables:
+        for suffix, render in FORMATS.items():
+            write_text(folder / f"{table.name}{suffix}", render(table))

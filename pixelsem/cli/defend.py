@@ -1,0 +1,129 @@
+"""``pixelsem defend …``: hardened models (so far: training)."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixelsem.cli.console import Bar, Console
+from pixelsem.cli.options import OutputOptions, expand
+from pixelsem.cli.stages import close_output, open_output, options_of
+from pixelsem.defenses.settings import TrainSettings
+from pixelsem.errors import PixelsemError
+from pixelsem.files import write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pixelsem.defenses.card import TrainingData
+    from pixelsem.models import Classifier
+    from pixelsem.records import EpochRecord
+    from pixelsem.stage import Stage
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``defend`` group."""
+    group = typer.Typer(help="Defend a classifier.", no_args_is_help=True)
+    group.callback()(lambda: None)
+    group.command("train", help="Train a classifier; resumable, with a model card beside the weights.")(expand(train))
+    app.add_typer(group, name="defend")
+
+
+def train(
+    *,
+    context: typer.Context,
+    data: Annotated[
+        Path, typer.Option(help="Folder with train/CLASS/… and test/CLASS/…, or torchvision's CIFAR-10 folder.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Architecture to train (see `pixelsem models`).")] = "allconv",
+    data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    settings: TrainSettings,
+    output: OutputOptions,
+) -> None:
+    """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
+    from pixelsem.defenses.card import TrainingData
+    from pixelsem.defenses.training import train as train_classifier
+    from pixelsem.defenses.data import load_split
+    from pixelsem.fitness.evaluator import pick_device
+    from pixelsem.models import load_classifier
+
+    from pixelsem.defenses.data import load_split
+    from pixelsem.fitness.evaluator import pick_device
+    from pixelsem.models import load_classifier
+
+    started = time.monotonic()
+    console = Console(quiet=output.quiet, as_json=output.json)
+    where = pick_device(device)
+    *train_set, names = load_split(data, "train", None)
+    *test_set, _ = load_split(data, "test", names)
+    classifier = load_classifier(model, weights="none", class_names=names)
+    size = tuple(train_set[0].shape[2:])
+    if size != classifier.preprocessing.size:
+        wanted = "×".join(map(str, classifier.preprocessing.size))
+        raise PixelsemError(f"{data}: its images are {size[0]}×{size[1]}, {model} takes {wanted}")
+    stage = open_output(
+        context,
+        f"train-{model.replace(':', '-')}-{settings.method}",
+        kind="train",
+        identity={"settings": settings.to_dict(), "model": model, "classes": names, "data": _identity(train_set, test_set)},
+        options=options_of(settings, data=data, model=model, data_name=data_name, device=device),
+        inputs={"data": data},
+        output=output,
+        modules=("numpy", "torch"),
+        seed=settings.seed,
+    )
+    with console.progress(f"train {model}", settings.epochs) as bar:
+        steps = train_classifier(classifier, train_set, test_set, settings, stage.path / "checkpoint.pt", where)
+        log = _follow(steps, stage, console, bar, settings)
+    described = TrainingData(data_name or data.resolve().name, len(train_set[0]), len(test_set[0]))
+    file = _save(stage, classifier, settings, described, log)
+    counts = {"images": described.train, "test_images": described.test, "epochs": len(log)}
+    close_output(stage, counts, started)
+    console.note(f"test accuracy {100 * log[-1].test_accuracy:.2f} %; use it with --model {file}")
+    console.result(stage.path, {"counts": counts, "test_accuracy": log[-1].test_accuracy, "weights": str(file)})
+
+
+def _identity(*sets: list[Tensor]) -> str:
+    """Return the digest of the images and labels themselves."""
+    content = hashlib.sha256()
+    for part in (part for pair in sets for part in pair):
+        content.update(part.numpy().tobytes())
+    return content.hexdigest()
+
+
+def _follow(
+    steps: Iterator[EpochRecord | float], stage: Stage, console: Console, bar: Bar, settings: TrainSettings
+) -> list[EpochRecord]:
+    """Show the training's progress and record its epochs, those of a resumed checkpoint once."""
+    log: list[EpochRecord] = []
+    known = stage.keys()
+    for step in steps:
+        if isinstance(step, float):
+            bar.update(step * settings.epochs, f"epoch {len(log) + 1} of {settings.epochs}")
+            continue
+        log.append(step)
+        if step.key not in known:
+            stage.append(step)
+            accuracies = f"train {100 * step.train_accuracy:.2f} %, test {100 * step.test_accuracy:.2f} %"
+            console.note(f"epoch {step.epoch}: loss {step.loss:.4f}, {accuracies}, {step.seconds:.0f} s")
+    return log
+
+
+def _save(
+    stage: Stage, classifier: Classifier, settings: TrainSettings, data: TrainingData, log: list[EpochRecord]
+) -> Path:
+    """Write the weights (fp16) and the model card; return the weights' path."""
+    from pixelsem.defenses.card import model_card
+    from pixelsem.models import save_weights
+
+    file = stage.path / f"{classifier.name.replace(':', '-')}.safetensors"
+    save_weights(classifier, file)
+    version = (stage.info.versions or {})["torch"]
+    write_text(file.with_suffix(".md"), model_card(classifier, settings, data, log, version))
+    return file

@@ -1,0 +1,146 @@
+"""``pixelsem segment``: masks that say which pixels are the object and which are around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from pixelsem.cli.console import Console
+from pixelsem.cli.groups import group_with_default
+from pixelsem.cli.inputs import resolve_inputs
+from pixelsem.cli.options import OutputOptions, SelectionOptions, expand
+from pixelsem.cli.stages import close_output, exit_with, list_some, open_output, options_of
+from pixelsem.errors import PixelsemError
+from pixelsem.regions.registry import METHODS
+from pixelsem.settings import Settings
+
+if TYPE_CHECKING:
+    from pixelsem.regions.registry import Segmenter
+    from pixelsem.regions.run import SegmentSummary
+    from pixelsem.sources import ImageItem, ImageSource
+    from pixelsem.stage import Stage
+
+_IMAGES = typer.Argument(
+    help="Image folder (flat or class/…), one image, or a stage whose images to take; - or a pipe: its path "
+    "from stdin (default: the newest stage of --run).",
+    show_default=False,
+)
+_METHOD = typer.Option(help="How the foreground is found.")
+_WORKERS = typer.Option(min=1, help="Images in work at a time (default: one per processor core).", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``segment`` to ``app``."""
+    group = typer.Typer(
+        cls=group_with_default("images"),
+        help="Find the object in each image: masks, from which the attacks take their regions.",
+    )
+    _images.__annotations__["settings"] = all_settings()
+    _images.__annotations__["method"] = Annotated[Literal[tuple(METHODS)], _METHOD]
+    group.command("images")(expand(_images))
+    app.add_typer(group, name="segment")
+
+
+def all_settings() -> type[Settings]:
+    """Return one settings class with the options of every method, an option of several methods once."""
+    merged: dict[str, tuple[str, Any, Any]] = {}
+    for method in METHODS.values():
+        hints = get_type_hints(method.settings)
+        for field in dataclasses.fields(method.settings):
+            copy = dataclasses.field(default=field.default, metadata=field.metadata)
+            merged.setdefault(field.name, (field.name, hints[field.name], copy))
+    return dataclasses.make_dataclass("SegmentSettings", merged.values(), bases=(Settings,), frozen=True)
+
+
+def _images(
+    context: typer.Context,
+    settings: Settings,
+    selection: SelectionOptions,
+    output: OutputOptions,
+    images: Annotated[list[Path] | None, _IMAGES] = None,
+    method: str = "grabcut",
+    workers: Annotated[int | None, _WORKERS] = None,
+) -> None:
+    """Write a mask for every image.
+
+    Masks whose foreground is under 2 % or over 98 % of the image are flagged; --hints can mend them. Run
+    again, the same command goes on where it was stopped.
+    """
+    from pixelsem.regions.registry import open_segmenter
+    from pixelsem.regions.run import segment_images
+    from pixelsem.sources import open_images, select
+
+    started = time.monotonic()
+    console = Console(quiet=output.quiet, as_json=output.json)
+    own = _settings_of(context, method, settings)
+    given = _one_input(images, output, console)
+    source = open_images(given)
+    items = select(source.items, selection.limit, selection.sample, selection.seed)
+    segmenter = open_segmenter(method, own, [item.id for item in items])
+    options = options_of(own, selection, images=[given], method=method, workers=workers)
+    stage = _open_stage(context, method, segmenter, source, items, options, output, selection.seed)
+    with console.progress(f"segment {method}", len(items)) as bar:
+
+        def show(summary: SegmentSummary) -> None:
+            bar.update(summary.done + len(summary.failed), f"{len(summary.flagged)} flagged")
+
+        summary = segment_images(items, segmenter, stage, source.root, workers=workers, progress=show)
+    close_output(stage, summary.counts, started)
+    _report(console, summary, len(items))
+    console.result(stage.path, {"counts": summary.counts, "flagged": summary.flagged, "failures": summary.failed})
+    exit_with(console, summary.failed)
+
+
+def _settings_of(context: typer.Context, method: str, settings: Settings) -> Settings:
+    """Return the settings of ``method`` alone; raise where an option of another method was given."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    known = {field.name for field in dataclasses.fields(METHODS[method].settings)}
+    for name in values.keys() - known:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise PixelsemError(f"--{name.replace('_', '-')} is no option of --method {method}")
+    return METHODS[method].settings(**{name: value for name, value in values.items() if name in known})
+
+
+def _one_input(images: list[Path] | None, output: OutputOptions, console: Console) -> Path:
+    paths = resolve_inputs(images, output.run, ("segment", "attack"), note=console.note)
+    if len(paths) > 1:
+        raise PixelsemError(f"{len(paths)} inputs given; segment takes one folder, image or stage at a time")
+    return paths[0]
+
+
+def _open_stage(
+    context: typer.Context,
+    method: str,
+    segmenter: Segmenter,
+    source: ImageSource,
+    items: list[ImageItem],
+    options: dict[str, Any],
+    output: OutputOptions,
+    seed: int,
+) -> Stage:
+    from pixelsem.sources import IMAGES_ROLE, fingerprint
+
+    return open_output(
+        context,
+        f"segment-{method}",
+        kind="segment",
+        identity={"method": method, "settings": segmenter.identity, "images": fingerprint(items)},
+        options=options,
+        inputs={IMAGES_ROLE: source.root},
+        output=output,
+        modules=METHODS[method].modules,
+        seed=seed,
+    )
+
+
+def _report(console: Console, summary: SegmentSummary, images: int) -> None:
+    list_some(console, "flagged, left out by attacks (--hints can mend them)", dict(sorted(summary.flagged.items())))
+    counts = summary.counts
+    console.note(
+        f"{counts['done']} of {images} images have a mask, {counts['flagged']} flagged, {counts['failed']} failed"
+    )

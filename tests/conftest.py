@@ -1,0 +1,46 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Finished = subprocess.CompletedProcess[str]
+
+# Processes that tests start find this checkout's package too, from any folder.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's own settings out of the tests."""
+    for name in ("PIXELSEM_RUN", "FORCE_COLOR", "_PIXELSEM_COMPLETE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data that ``PIXELSEM_DATA`` names; tests that want it are skipped without."""
+    folder = os.environ.get("PIXELSEM_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("PIXELSEM_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., Finished]:
+    """Run Python in a process of its own: ``python("-c", code, cwd=…, input=…)``."""
+
+    def run(*arguments: str | Path, **options: object) -> Finished:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+
+    return run
