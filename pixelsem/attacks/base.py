@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelsem.attacks.random import generator
 from pixelsem.fitness.evaluator import Evaluator
 
 
@@ -32,16 +33,35 @@ class Searches:
     regions: Tensor
     generators: Sequence[np.random.Generator]
 
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        regions: Tensor | None = None,
+        targets: Tensor | None = None,
+        seed: int = 0,
+        region: str = "original",
+    ) -> Searches:
+        """Make one search per image: uint8 [N, 3, H, W] ``images``, int64 [N] ``labels`` and ``targets``.
+
+        ``regions`` is bool [N, H, W], every pixel by default; ``region`` is its name, which together with
+        ``seed``, the pixels and the target keys the random draws.
+        """
+        count, _, height, width = images.shape
+        no_targets = torch.full((count,), -1)
+        whole = torch.ones(count, height, width, dtype=torch.bool)
+        targets = no_targets if targets is None else targets
+        pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+        names = [None if target < 0 else str(target) for target in targets.tolist()]
+        generators = [generator(seed, 0, p, region, name) for p, name in zip(pixels, names, strict=True)]
+        return cls(
+            images, torch.arange(count), labels, targets, whole if regions is None else regions, generators
+        )
+
     def __len__(self) -> int:
         return len(self.image)
-
-    def __getitem__(self, which: slice) -> Searches:
-        """Return a part of the searches, with only the images that they are about."""
-        used, image = self.image[which].unique(return_inverse=True)
-        return Searches(
-            self.images[used], image, self.labels[which], self.targets[which], self.regions[which],
-            self.generators[which],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
