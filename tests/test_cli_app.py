@@ -85,7 +85,7 @@ def test_every_error_is_one_line_and_its_exit_code(
         (["nothing"], ["pixelsem: No such command 'nothing'.", "Try 'pixelsem --help'."]),
         (["tlak"], ["pixelsem: No such command 'tlak'. Did you mean 'talk'?", "Try 'pixelsem --help'."]),
         (["work"], ["pixelsem: Missing argument 'folder'.", "Try 'pixelsem work --help'."]),
-        (["work", "a", "b"], ["pixelsem: Got unexpected extra argument (b)", "Try 'pixelsem work --help'."]),
+        (["work", "a", "b"], ["pixelsem: Got unexpected extra argument(s) (b)", "Try 'pixelsem work --help'."]),
         (["--nothing"], ["pixelsem: No such option: --nothing", "Try 'pixelsem --help'."]),
     ],
 )
@@ -185,7 +185,7 @@ sys.argv = ["pixelsem", *sys.argv[1:]]
 try:
     main()
 finally:
-    heavy = {"torch", "torchvision", "cv2", "numpy", "scipy", "PIL", "rich", "pydantic", "safetensors", "yaml"}
+    heavy = {"torch", "torchvision", "cv2", "numpy", "scipy", "PIL", "rich", "safetensors", "yaml"}
     print(*sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     for arguments in (["--help"], *([name, "--help"] for name in ("segment", "attack", "evaluate", "defend", "models"))):

@@ -491,7 +491,6 @@ def test_accuracy_of_what_is_no_labelled_folder(call, colours, tmp_path, data, m
     ("text", "message"),
     [
         ("", "no class names"),
-        ("a\nb\na\n", "'a' is there twice"),
         ("a\nb\n", "2 class names"),
         (None, "cannot be read"),
     ],

@@ -89,7 +89,6 @@ def test_arguments_and_pipes(here: Path, line: str, expected: str) -> None:
         ": | RESOLVE -",
         "RESOLVE - <&-",
         "echo imgs > list; RESOLVE < list",  # a file is read only where - asks for it
-        "RESOLVE < .",
     ],
 )
 def test_without_any_input_the_newest_stage_counts(here: Path, line: str) -> None:

@@ -65,7 +65,11 @@ def test_the_optimum_of_a_linear_model_is_reached(image: Tensor, constraint: str
     # The confidence saturates at such a margin, so the search sees the margin itself: logits divided by 100.
     classifier = linear_classifier(weight / 100, bias / 100)
     settings = DESettings(
-        population=60, generations=80, constraint=constraint, strategy=strategy, early_stop=False  # type: ignore[arg-type]
+        population=60,
+        generations=80,
+        constraint=constraint,
+        strategy=strategy,
+        early_stop=False,  # type: ignore[arg-type]
     )
     outcome = run(classifier, Searches.of(image, torch.tensor([0]), regions=region), settings)[0]
     logits = (outcome.adversarial.float() / 255 * weight).flatten(1).sum(1)
@@ -156,7 +160,9 @@ def test_it_stops_with_the_first_hit_unless_told_otherwise(image: Tensor) -> Non
     image = torch.full_like(image, 100)
     classifier, searches = classifier_of(_OnePixel(5, 7), 2), Searches.of(image, torch.tensor([0]))
     early = run(classifier, searches, DESettings(population=200, generations=30))[0]
-    late = run(classifier, Searches.of(image, torch.tensor([0])), DESettings(population=200, generations=30, early_stop=False))[0]
+    late = run(
+        classifier, Searches.of(image, torch.tensor([0])), DESettings(population=200, generations=30, early_stop=False)
+    )[0]
     assert early.generations < late.generations == 30
     assert len(late.history["best"]) == len(late.history["mean"]) == 30
     assert late.history["accepted"].shape == late.history["close"].shape == (29, 25)
@@ -169,7 +175,10 @@ def test_it_stops_with_the_first_hit_unless_told_otherwise(image: Tensor) -> Non
 def test_su2017_stops_at_its_confidences(image: Tensor) -> None:
     image = torch.full_like(image, 100)
     settings = DESettings(**{**DE_PRESETS["su2017"], "population": 200, "generations": 60})
-    untargeted, targeted = Searches.of(image, torch.tensor([0])), Searches.of(image, torch.tensor([0]), targets=torch.tensor([1]))
+    untargeted, targeted = (
+        Searches.of(image, torch.tensor([0])),
+        Searches.of(image, torch.tensor([0]), targets=torch.tensor([1])),
+    )
     classifier = classifier_of(_OnePixel(5, 7), 2)
     for searches, column, bound in ((untargeted, 0, 0.05), (targeted, 1, 0.9)):
         outcome = run(classifier, searches, settings)[0]
@@ -213,7 +222,9 @@ def test_a_search_is_the_same_in_any_company_and_batch(batch: int) -> None:
 def test_asking_to_stop_leaves_unfinished_searches_out(image: Tensor) -> None:
     calls: list[int] = []
     progress = Progress(on_change=lambda p: calls.append(p.queries), should_stop=lambda: len(calls) >= 3)
-    evaluator = Evaluator(linear_classifier(random_weight(2) / 100, torch.tensor([9.0, 0.0])), device="cpu", batch_size=8)
+    evaluator = Evaluator(
+        linear_classifier(random_weight(2) / 100, torch.tensor([9.0, 0.0])), device="cpu", batch_size=8
+    )
     searches = Searches.of(image, torch.tensor([0]))
     assert list(differential_evolution(searches, evaluator, DESettings(population=8, generations=50), progress)) == []
     assert calls == [8, 16, 24]
@@ -224,7 +235,14 @@ def test_random_numbers_depend_on_all_of_the_key_and_nothing_else() -> None:
     other = pixels.copy()
     other[0, 0, 0] = 1
     base = (0, 0, pixels, "foreground", None)
-    keys = [base, (1, *base[1:]), (0, 1, *base[2:]), (0, 0, other, *base[3:]), (*base[:3], "background", None), (*base[:4], "cat")]
+    keys = [
+        base,
+        (1, *base[1:]),
+        (0, 1, *base[2:]),
+        (0, 0, other, *base[3:]),
+        (*base[:3], "background", None),
+        (*base[:4], "cat"),
+    ]
     draws = [generator(*key).random(4).tolist() for key in keys]
     assert len({tuple(d) for d in draws}) == len(keys)
     assert generator(*base).random(4).tolist() == draws[0]

@@ -105,7 +105,10 @@ class _SmallMemory:
         return result
 
 
-OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
@@ -157,4 +160,6 @@ def test_cuda_agrees_with_the_cpu(images: torch.Tensor, precision: str) -> None:
     cuda = Evaluator(make_classifier(), device="cuda", precision=precision)
     cuda.attach(images)
     tolerance = 1e-4 if precision == "fp32" else 0.05
-    torch.testing.assert_close(cuda.score(make_edits()).cpu(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        cuda.score(make_edits()).cpu(), expected, atol=tolerance * float(expected.abs().max()), rtol=0
+    )

@@ -840,3 +840,11 @@ def test_real_imagenet_weights() -> None:
         among_five += int(file.name[:3]) in top
     assert first / len(files) >= 0.63
     assert among_five / len(files) >= 0.87
+
+
+def test_classes_of_the_same_name_are_told_apart() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    categories = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.meta["categories"]
+    names = load_classifier("torchvision:squeezenet1_1", weights="none", class_names=categories).class_names
+    assert len(set(names)) == 1000
+    assert [names[134], names[517], names[281]] == ["crane (134)", "crane (517)", categories[281]]

@@ -40,7 +40,7 @@ def train(
     data: Annotated[
         Path, typer.Option(help="Folder with train/CLASS/… and test/CLASS/…, or torchvision's CIFAR-10 folder.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Architecture to train (see `pixelsem models`).")] = "allconv",
+    model: Annotated[str, typer.Option("--model", "-m", help="Architecture (see `pixelsem models`).")] = "allconv",
     data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     settings: TrainSettings,
@@ -48,30 +48,25 @@ def train(
 ) -> None:
     """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
     from pixelsem.defenses.card import TrainingData
+    from pixelsem.defenses.data import load_split
     from pixelsem.defenses.training import train as train_classifier
-    from pixelsem.defenses.data import load_split
-    from pixelsem.fitness.evaluator import pick_device
-    from pixelsem.models import load_classifier
-
-    from pixelsem.defenses.data import load_split
     from pixelsem.fitness.evaluator import pick_device
     from pixelsem.models import load_classifier
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
     where = pick_device(device)
-    *train_set, names = load_split(data, "train", None)
-    *test_set, _ = load_split(data, "test", names)
+    images, labels, names = load_split(data, "train", None)
+    test_images, test_labels, _ = load_split(data, "test", names)
+    train_set, test_set = (images, labels), (test_images, test_labels)
     classifier = load_classifier(model, weights="none", class_names=names)
-    size = tuple(train_set[0].shape[2:])
-    if size != classifier.preprocessing.size:
-        wanted = "×".join(map(str, classifier.preprocessing.size))
-        raise PixelsemError(f"{data}: its images are {size[0]}×{size[1]}, {model} takes {wanted}")
+    _check_size(data, images, classifier)
+    content = _digest(*train_set, *test_set)
     stage = open_output(
         context,
         f"train-{model.replace(':', '-')}-{settings.method}",
         kind="train",
-        identity={"settings": settings.to_dict(), "model": model, "classes": names, "data": _identity(train_set, test_set)},
+        identity={"settings": settings.to_dict(), "model": model, "classes": names, "data": content},
         options=options_of(settings, data=data, model=model, data_name=data_name, device=device),
         inputs={"data": data},
         output=output,
@@ -81,7 +76,7 @@ def train(
     with console.progress(f"train {model}", settings.epochs) as bar:
         steps = train_classifier(classifier, train_set, test_set, settings, stage.path / "checkpoint.pt", where)
         log = _follow(steps, stage, console, bar, settings)
-    described = TrainingData(data_name or data.resolve().name, len(train_set[0]), len(test_set[0]))
+    described = TrainingData(data_name or data.resolve().name, len(images), len(test_images))
     file = _save(stage, classifier, settings, described, log)
     counts = {"images": described.train, "test_images": described.test, "epochs": len(log)}
     close_output(stage, counts, started)
@@ -89,11 +84,18 @@ def train(
     console.result(stage.path, {"counts": counts, "test_accuracy": log[-1].test_accuracy, "weights": str(file)})
 
 
-def _identity(*sets: list[Tensor]) -> str:
-    """Return the digest of the images and labels themselves."""
+def _check_size(data: Path, images: Tensor, classifier: Classifier) -> None:
+    size = tuple(images.shape[2:])
+    if size != classifier.preprocessing.size:
+        wanted = "×".join(map(str, classifier.preprocessing.size))
+        raise PixelsemError(f"{data}: its images are {size[0]}×{size[1]}, {classifier.name} takes {wanted}")
+
+
+def _digest(*parts: Tensor) -> str:
+    """Return the sha256 (hex) of the images and labels themselves."""
     content = hashlib.sha256()
-    for part in (part for pair in sets for part in pair):
-        content.update(part.numpy().tobytes())
+    for part in parts:
+        content.update(part.numpy())
     return content.hexdigest()
 
 

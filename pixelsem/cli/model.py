@@ -34,7 +34,7 @@ def _weights(path: Path | None) -> Path | str | None:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read one class name per line, blank lines skipped; raises :class:`ModelError` for none or a name twice."""
+    """Read one class name per line, blank lines skipped; raises :class:`ModelError` for none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +42,4 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ModelError(f"{path}: holds no class names; expected one per line")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ModelError(f"{path}: the class {twice!r} is there twice")
     return names

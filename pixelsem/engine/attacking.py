@@ -217,8 +217,11 @@ class AttackRun:
         progress = Progress(
             on_change=changed, should_stop=lambda: deadline is not None and time.monotonic() > deadline
         )
+        left = len(tasks)
         for outcome in self.plan.attack(self._searches(tasks), self.evaluator, self.plan.settings, progress):
             self._finish(tasks[outcome.search], outcome)
+            left -= 1
+        self.tally.out_of_time = left > 0
         self.tally.queries = before + self.evaluator.queries - start
 
     def _searches(self, tasks: list[_Task]) -> Searches:

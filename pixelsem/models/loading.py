@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -90,7 +91,7 @@ def load_classifier(
     else:
         source, arch = _open_named(name, weights, class_names), name
     preprocessing = overrides.apply(name, source.preprocessing)
-    names = tuple(class_names or source.class_names)
+    names = distinct_names(class_names or source.class_names)
     network = source.network.float().eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -101,6 +102,12 @@ def load_classifier(
     ).eval()  # fmt: skip
     _settle_class_names(classifier)
     return classifier
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Add its number to every class name that occurs twice (ImageNet has two cranes: ``crane (134)``)."""
+    counts = Counter(names)
+    return tuple(f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names))
 
 
 def _is_file(name: str) -> bool:

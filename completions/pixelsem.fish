@@ -1,0 +1,1 @@
+complete --command pixelsem --no-files --arguments "(env _PIXELSEM_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) pixelsem)" --condition "env _PIXELSEM_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) pixelsem"

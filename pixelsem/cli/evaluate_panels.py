@@ -1,0 +1,319 @@
+"""``pixelsem evaluate panels``: a figure of attacked images, with what changed circled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pixelsem.cli.console import Console
+from pixelsem.cli.inputs import resolve_inputs
+from pixelsem.cli.stages import exit_with
+from pixelsem.errors import InputError, PixelsemError, StageError
+from pixelsem.settings import Settings, option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from pixelsem.metrics.setups import AttackStage, Setup
+    from pixelsem.records import AttackRecord, Prediction
+    from pixelsem.report.panels import Attacked, PanelRow
+    from pixelsem.stage import Stage
+
+#: What a figure may be, by suffix.
+FORMATS = (".png", ".svg", ".pdf")
+
+_NOT_ATTACKED = {
+    "misclassified": "not attacked: misclassified",
+    "empty-region": "not attacked: empty region",
+    "flagged-mask": "not attacked: mask flagged",
+}
+
+
+@dataclass(frozen=True)
+class PanelOptions(Settings):
+    """What the figure shows and where it goes."""
+
+    output: Path | None = option(
+        None, "The figure: a .png, .svg or .pdf file (default: a PNG with a name of its own below --run).", flag="-o"
+    )
+    run: Path = option(Path("pixelsem-run"), "Folder that holds the stages of one experiment.", env="PIXELSEM_RUN")
+    rows: int = option(8, "Rows at most; those with most successful attacks first, then by name.", low=1, high=200)
+    only: Literal["all", "success"] = option("all", "Show all attacked images, or those with a successful attack.")
+    difference: bool = option(True, "Show the amplified difference between attacked and clean image.")
+    amplify: float | None = option(
+        None, "How often differences are amplified (default: as far as the largest allows).", low=0.01, high=255
+    )
+    size: int = option(192, "Pixels per panel at most; an image is never made smaller.", low=16, high=2048)
+    json: bool = option(False, "Print what is in the figure as JSON on stdout in place of its path.", flag="--json")
+    quiet: bool = option(False, "No notes on stderr.", flag="-q")
+
+
+Stages = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Attack stages; several make one figure (default: stdin, or the newest attack stage)."),
+]
+
+
+def evaluate_panels(*, stages: Stages = None, options: PanelOptions) -> None:
+    """Draw attacked images: original, regions, attacked (changed pixels circled) and the difference.
+
+    One row per image, and per target of targeted attacks; one attacked column per region (wang2021, Figs. 1–2).
+    Of repeated searches the first is shown. Several networks or searches are shown row by row.
+    """
+    console = Console(quiet=options.quiet, as_json=options.json)
+    _check_output(options.output)
+    _need_matplotlib()
+    from pixelsem.report.panels import draw_panels
+
+    figure_data = _FigureData(_open(resolve_inputs(stages, options.run, ("attack",), note=console.note)))
+    chosen = figure_data.choose(options)
+    shown, rows, failures = _load(chosen, options.rows)
+    if not rows:
+        raise PixelsemError(next(iter(failures.values())))
+    title = figure_data.title
+    figure = draw_panels(
+        rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size
+    )
+    path = options.output or options.run / f"evaluate-panels-{figure_data.identity(options)[:6]}.png"
+    save_figure(figure, path)
+    if len(chosen) > len(shown):
+        console.note(f"{len(shown)} of {len(chosen)} rows are shown; --rows shows more")
+    summary = {"figure": str(path), "rows": [line.summary() for line in shown], "of": len(chosen)}
+    console.data(json.dumps(summary, ensure_ascii=False) if options.json else str(path))
+    exit_with(console, failures)
+
+
+def _check_output(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() not in FORMATS:
+        raise PixelsemError(f"-o {path}: a figure ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if path.is_dir():
+        raise PixelsemError(f"-o {path}: a folder, not a file")
+
+
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PixelsemError("figures need matplotlib, which is not there: pip install 'pixelsem[report]'") from error
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a .png, .svg or .pdf file, atomically; equal figures give equal files.
+
+    Raises :class:`pixelsem.errors.OutputError`.
+    """
+    import matplotlib
+
+    from pixelsem.files import write_atomically
+
+    kind = path.suffix.lower()[1:]
+    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    # Images in a vector figure are stored enlarged, as many viewers would blur them.
+    dpi = figure.dpi if kind == "png" else 2 * figure.dpi
+    with write_atomically(path) as file, matplotlib.rc_context({"svg.hashsalt": "pixelsem", "savefig.bbox": None}):
+        figure.savefig(file, format=kind, dpi=dpi, metadata=dates)
+
+
+@dataclass
+class _Line:
+    """One row of the figure before its files are read: an image (and target) under one search, by region."""
+
+    id: str
+    target: str | None
+    setup: str
+    found: dict[str, tuple[Stage, AttackRecord]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What stands at the row's side."""
+        return " · ".join(filter(None, [self.setup, self.id, self.target and f"to {self.target}"]))
+
+    @property
+    def hits(self) -> int:
+        """In how many regions the attack succeeded."""
+        return sum(record.success for _, record in self.found.values())
+
+    @property
+    def ran(self) -> bool:
+        """Was there a search in any region?"""
+        return any(record.outcome == "attacked" for _, record in self.found.values())
+
+    def summary(self) -> dict[str, Any]:
+        """What ``--json`` says of the row."""
+        success = {region: record.success for region, (_, record) in self.found.items()}
+        return {"id": self.id, "target": self.target, "search": self.setup or None, "success": success}
+
+
+def _open(paths: Sequence[Path]) -> list[tuple[Stage, AttackStage]]:
+    """Read every stage once; raises :class:`PixelsemError` where none has a record."""
+    from pixelsem.metrics.setups import AttackStage
+    from pixelsem.stage import Stage
+
+    opened = []
+    for path in {path.resolve(): path for path in paths}.values():
+        stage = Stage.open(path)
+        opened.append((stage, AttackStage(str(path), stage.info, list(stage.attack_records()))))
+    if not any(data.records for _, data in opened):
+        raise PixelsemError(f"{paths[0]}: nothing attacked yet; run its attack command again and let it work")
+    return opened
+
+
+class _FigureData:
+    """All that could be shown of some stages."""
+
+    def __init__(self, opened: Sequence[tuple[Stage, AttackStage]]) -> None:
+        from pixelsem.metrics.setups import combine
+
+        self.opened = {data.name: (stage, data.records) for stage, data in opened}
+        self.setups, _ = combine([data for _, data in opened])
+
+    @property
+    def title(self) -> str:
+        """What stands above attacked images: how many pixels changed, where that is the same everywhere."""
+        counts = {setup.pixels for setup in self.setups}
+        pixels = counts.pop() if len(counts) == 1 else None
+        if not isinstance(pixels, int):
+            return "attacked"
+        return "1 pixel changed" if pixels == 1 else f"{pixels} pixels changed"
+
+    def identity(self, options: PanelOptions) -> str:
+        """Return the digest of what the figure shows."""
+        from pixelsem.stage import digest
+
+        shown = {name: getattr(options, name) for name in ("rows", "only", "difference", "amplify", "size")}
+        return digest({"stages": sorted({stage.info.identity for stage, _ in self.opened.values()}), **shown})
+
+    def choose(self, options: PanelOptions) -> list[_Line]:
+        """Return the lines to show, best first; raises :class:`PixelsemError` where there is none."""
+        groups = [[line for line in group if line.ran] for group in self._groups()]
+        groups = [group for group in groups if group]
+        if not groups:
+            raise PixelsemError(f"{', '.join(self.opened)}: no image was attacked; there is nothing to show")
+        if options.only == "success":
+            groups = [group for group in groups if any(line.hits for line in group)]
+            if not groups:
+                raise PixelsemError(f"{', '.join(self.opened)}: no attack succeeded; --only all shows what was tried")
+        return [line for group in _ordered(groups) for line in group]
+
+    def _groups(self) -> list[list[_Line]]:
+        """Gather what belongs to one image and target: one line per search."""
+        groups: dict[tuple[str, str], dict[int, _Line]] = {}
+        for number, setup in enumerate(self.setups):
+            name = _setup_name(setup) if len(self.setups) > 1 else ""
+            for stage_name in setup.stages:
+                stage, records = self.opened[stage_name]
+                for record in records:
+                    if record.repeat == 0:
+                        group = groups.setdefault((record.id, record.target or ""), {})
+                        line = group.setdefault(number, _Line(record.id, record.target, name))
+                        line.found.setdefault(record.region, (stage, record))
+        return [list(groups[key].values()) for key in sorted(groups)]
+
+
+def _setup_name(setup: Setup) -> str:
+    pixels = None if setup.pixels is None else f"{setup.pixels} px"
+    return " ".join(filter(None, [setup.network, pixels, setup.variant]))
+
+
+def _ordered(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
+    """Put most successes first; among equals, every image's first target comes before any one's second."""
+    turns: dict[tuple[str, int], int] = {}
+    keyed = []
+    for group in groups:
+        hits = sum(line.hits for line in group)
+        turn = turns.setdefault((group[0].id, hits), 0)
+        turns[group[0].id, hits] += 1
+        keyed.append((-hits, turn, group[0].id, group[0].target or "", group))
+    return [group for *_, group in sorted(keyed, key=lambda item: item[:-1])]
+
+
+def _load(lines: Sequence[_Line], count: int) -> tuple[list[_Line], list[PanelRow], dict[str, str]]:
+    """Read the files of the first ``count`` lines that can be read; return them and what was wrong with others."""
+    shown: list[_Line] = []
+    rows: list[PanelRow] = []
+    failures: dict[str, str] = {}
+    for line in lines:
+        if len(rows) == count:
+            break
+        try:
+            rows.append(_read(line))
+            shown.append(line)
+        except (InputError, StageError) as error:
+            failures[line.name] = str(error)
+    return shown, rows, failures
+
+
+def _read(line: _Line) -> PanelRow:
+    """Read a row's images and masks; raises :class:`InputError` and :class:`StageError`."""
+    from pixelsem.report.panels import PanelRow
+
+    stage, first = next((found for found in line.found.values() if found[1].outcome == "attacked"))
+    clean = _read_pixels(stage, first.clean, first)
+    attacked = {region: _attacked(stage, record, clean) for region, (stage, record) in line.found.items()}
+    return PanelRow(line.name, clean, _answer(first.before), attacked, dict(_masks(line.found)))
+
+
+def _masks(found: Mapping[str, tuple[Stage, AttackRecord]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    from pixelsem.images import read_mask
+
+    for region, (stage, record) in found.items():
+        if record.mask is not None:
+            path = stage.resolve(record.mask)
+            mask = read_mask(path) != 0
+            _check_size(path, mask.shape, record)
+            yield region, mask
+
+
+def _read_pixels(stage: Stage, name: str, record: AttackRecord) -> NDArray[np.uint8]:
+    from pixelsem.images import read_image
+
+    path = stage.resolve(name)
+    pixels = read_image(path)
+    _check_size(path, pixels.shape, record)
+    return pixels
+
+
+def _check_size(path: Path, shape: tuple[int, ...], record: AttackRecord) -> None:
+    if shape[:2] != (record.height, record.width):
+        raise InputError(f"{path}: is {shape[1]}×{shape[0]}; the manifest says {record.width}×{record.height}")
+
+
+def _attacked(stage: Stage, record: AttackRecord, clean: NDArray[np.uint8]) -> Attacked:
+    """Return what became of one search: the file it wrote, or the best try where none succeeded."""
+    from pixelsem.report.panels import Attacked
+
+    image = None
+    if any(change.x >= clean.shape[1] or change.y >= clean.shape[0] for change in record.pixels):
+        raise StageError(f"{stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
+    if record.adversarial is not None:
+        image = _read_pixels(stage, record.adversarial, record)
+    elif record.pixels:
+        image = clean.copy()
+        for change in record.pixels:
+            image[change.y, change.x] = change.to
+    places = tuple((change.x, change.y) for change in record.pixels)
+    return Attacked(image, _verdict(record), record.success, places)
+
+
+def _verdict(record: AttackRecord) -> str:
+    """Say in a few words what the model makes of the attacked image."""
+    if record.after is None:
+        return _NOT_ATTACKED.get(record.outcome, "not attacked")
+    if record.success:
+        return f"→ {_answer(record.after)}"
+    missed = f", not {record.target}" if record.target else ""
+    still = "still " if record.after.class_ == record.label else ""
+    return f"{still}{_answer(record.after)}{missed}"
+
+
+def _answer(prediction: Prediction) -> str:
+    return f"{prediction.class_} {100 * prediction.confidence:.0f} %"
