@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,13 @@ class Weighted(nn.Module):
         return (x * 255).round().flatten(1) @ self.weight.T / 512
 
 
-WEIGHTS = np.random.default_rng(5).integers(-8, 9, (8, 3 * SIDE * SIDE))
+def balanced() -> NDArray[np.int64]:
+    """Return weights that add up to nothing for every class."""
+    half = np.random.default_rng(5).integers(-8, 9, (8, 3 * SIDE * SIDE // 2))
+    return np.concatenate([half, -half], 1)
+
+
+WEIGHTS = balanced()
 
 
 def classifier(network: nn.Module | None = None, names: tuple[str, ...] = COLOURS) -> Classifier:
@@ -75,6 +82,13 @@ def colour_of(pixels: Pixels) -> str:
     """Return the class that :class:`Brightest` sees, without torch."""
     top = pixels.reshape(-1, 3).max(0).astype(int)
     return COLOURS[int(np.argmax([*top, 255 - top.max()]))]
+
+
+def resembling(number: int) -> Pixels:
+    """Return noise with the pattern of one class in it: the higher ``number``, the harder to break."""
+    noise = np.random.default_rng(number).normal(120, 6, (SIDE, SIDE, 3))
+    pattern = WEIGHTS[number].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+    return np.clip(noise + (0.2 + 0.15 * number) * pattern, 0, 255).astype(np.uint8)
 
 
 def open_png(path: Path) -> NDArray[Any]:
@@ -143,6 +157,12 @@ def files(stage: Path) -> dict[str, bytes]:
     return {path.relative_to(stage).as_posix(): path.read_bytes() for path in found}
 
 
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk: no test here pulls the plug."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Return a folder: six breakable red images, one that no pixel can break, one that is no green, one without class."""
@@ -197,6 +217,8 @@ def test_success_is_what_the_written_file_says(
         assert [p.from_ for p in record.pixels] == [tuple(c) for c in clean[rows, columns].tolist()]
         assert [p.to for p in record.pixels] == [tuple(c) for c in written[rows, columns].tolist()]
     assert not found["red/solid.png", "foreground", "", "0"].success
+    images = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out/images").rglob("*.*")}
+    assert images == {record.adversarial for record in attacked if record.success}
 
 
 def test_a_region_without_the_one_pixel_that_matters_cannot_succeed(photos: Path, masks: Path, tmp_path: Path) -> None:
@@ -385,7 +407,7 @@ def test_every_other_class_is_a_target(photos: Path, tmp_path: Path) -> None:
         own = [record for record in found.values() if record.id == item.id]
         label = "green" if item.id == "green/wrong.png" else "red"
         assert {record.label for record in own} == {label}
-        assert [record.target for record in own] == [name for name in COLOURS if name != label]
+        assert {record.target for record in own} == set(COLOURS) - {label}
     for record in found.values():
         if record.adversarial is not None:
             assert colour_of(open_png(tmp_path / "out" / record.adversarial)) == record.target
@@ -402,7 +424,8 @@ def test_searches_draw_numbers_of_their_own(photos: Path, masks: Path, tmp_path:
     for seed, same in ((0, True), (1, False)):
         again = Recorder()
         items = open_images(photos).items[::-1]
-        run(tmp_path / str(seed), items, region={"region": "all"}, masks=masks, goal=goal, attack=again, in_flight=5, seed=seed)  # fmt: skip # noqa: E501
+        options = {"region": {"region": "all"}, "masks": masks, "goal": goal, "attack": again}
+        run(tmp_path / str(seed), items, **options, in_flight=5, seed=seed)
         assert (set(again.draws) == set(recorder.draws)) == same
         assert same or not set(again.draws) & set(recorder.draws)
 
@@ -489,10 +512,10 @@ def test_matched_areas_are_equal_and_drawn_by_the_seed(photos: Path, masks: Path
     assert all((mask != first[key]).any() for key, mask in other.items())
 
 
-@pytest.mark.parametrize(("option", "foreground"), [({}, 16), ({"grow": 1}, 32), ({"shrink": 1}, 4), ({"shrink": 2}, 0)])
-def test_the_border_moves(
-    photos: Path, masks: Path, tmp_path: Path, option: dict[str, int], foreground: int
-) -> None:
+@pytest.mark.parametrize(
+    ("option", "foreground"), [({}, 16), ({"grow": 1}, 32), ({"shrink": 1}, 4), ({"shrink": 2}, 0)]
+)
+def test_the_border_moves(photos: Path, masks: Path, tmp_path: Path, option: dict[str, int], foreground: int) -> None:
     run(tmp_path / "out", photos, region={"region": "all", **option}, masks=masks, attack=Recorder())
     found = records(tmp_path / "out")
     area = {record.region: record.region_pixels for key, record in found.items() if key[0] == "red/1.png"}
@@ -541,7 +564,7 @@ def test_masks_go_the_way_of_their_images(tmp_path: Path, resize: str) -> None:
     region = {"region": "foreground", "resize": resize}
     run(tmp_path / "out", tmp_path / "photos", region=region, masks=tmp_path / "masks", attack=recorder)
     pixels, inside = recorder.seen[0]
-    assert inside.sum() == (24 if resize == "crop" else 16)
+    assert inside.sum() == (28 if resize == "crop" else 16)
     assert ((pixels[:, :, 0] > 120) == inside).all()
     record = records(tmp_path / "out")["a.png", "foreground", "", "0"]
     assert (open_png(tmp_path / "out" / record.clean) == pixels).all()
@@ -552,7 +575,13 @@ def test_masks_of_the_models_size_are_taken_as_they_are(tmp_path: Path) -> None:
     write_image(tmp_path / "photos/a.png", np.full((24, 24, 3), (200, 10, 10), np.uint8))
     write_image(tmp_path / "masks/a.png", middle())
     recorder = Recorder()
-    run(tmp_path / "out", tmp_path / "photos", region={"region": "background"}, masks=tmp_path / "masks", attack=recorder)
+    run(
+        tmp_path / "out",
+        tmp_path / "photos",
+        region={"region": "background"},
+        masks=tmp_path / "masks",
+        attack=recorder,
+    )
     assert (recorder.seen[0][1] == (middle() == 0)).all()
 
 
@@ -660,7 +689,7 @@ def softmax_of(pixels: Pixels) -> NDArray[np.float64]:
 def test_the_best_five_and_what_became_of_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(12):
-        write_image(tmp_path / f"photos/{number}.png", rng.integers(90, 130, (SIDE, SIDE, 3), np.uint8))
+        write_image(tmp_path / f"photos/{number}.png", rng.integers(60, 180, (SIDE, SIDE, 3), np.uint8))
     run(tmp_path / "out", tmp_path / "photos", model=weighted(), settings={"generations": 2})
     found = list(records(tmp_path / "out").values())
     assert 0 < sum(record.success for record in found) < 12
@@ -701,14 +730,14 @@ def outcome(record: AttackRecord) -> dict[str, Any]:
     return {name: plain[name] for name in plain if name not in ("id", "clean", "mask", "adversarial", "history")}
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return folders of six images and their masks for :class:`Weighted`."""
-    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("many")
     for number in range(6):
-        write_image(tmp_path / f"photos/{number % 2}/{number}.png", rng.integers(80, 140, (SIDE, SIDE, 3), np.uint8))
-        write_image(tmp_path / f"masks/{number % 2}/{number}.png", middle())
-    return tmp_path / "photos", tmp_path / "masks"
+        write_image(root / f"photos/{number % 2}/{number}.png", resembling(number))
+        write_image(root / f"masks/{number % 2}/{number}.png", middle())
+    return root / "photos", root / "masks"
 
 
 def repeat_of(many: tuple[Path, Path], stage: Path, items: list[ImageItem] | None = None, **options: Any) -> Tally:
@@ -718,12 +747,15 @@ def repeat_of(many: tuple[Path, Path], stage: Path, items: list[ImageItem] | Non
     return run(stage, images, region=region, masks=many[1], model=weighted(), settings=settings, **options)
 
 
-@pytest.fixture
-def reference(many: tuple[Path, Path], tmp_path: Path) -> Path:
-    tally = repeat_of(many, tmp_path / "reference")
+@pytest.fixture(scope="module")
+def reference(many: tuple[Path, Path]) -> Path:
+    """Return the stage that one run without any interruption leaves."""
+    stage = many[0].parent / "reference"
+    tally = repeat_of(many, stage)
     assert tally.searched == 18
     assert 0 < tally.found < 18
-    return tmp_path / "reference"
+    assert {record.generations for record in records(stage).values()} > {1, 4}
+    return stage
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -784,17 +816,19 @@ def test_resumed_is_as_never_interrupted(
 
 
 def test_the_same_picture_under_two_names(many: tuple[Path, Path], tmp_path: Path) -> None:
-    for folder in many:
-        shutil.copy(folder / "0/0.png", folder / "1/copy.png")
-    repeat_of(many, tmp_path / "out")
+    own = tmp_path / "photos", tmp_path / "masks"
+    for source, folder in zip(many, own, strict=True):
+        shutil.copytree(source, folder)
+        shutil.copy(folder / "0/4.png", folder / "1/copy.png")
+    repeat_of(own, tmp_path / "out")
     found = records(tmp_path / "out")
     for region in ("original", "foreground", "background"):
-        first, copy = found["0/0.png", region, "", "0"], found["1/copy.png", region, "", "0"]
+        first, copy = found["0/4.png", region, "", "0"], found["1/copy.png", region, "", "0"]
         assert outcome(first) == outcome(copy)
         assert first.clean != copy.clean
 
 
-@pytest.mark.parametrize("ticks", [0, 3, 8, 20])
+@pytest.mark.parametrize("ticks", [0, 3, 7, 10])
 def test_time_limit_stops_cleanly(
     many: tuple[Path, Path], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ticks: int
 ) -> None:
@@ -806,7 +840,7 @@ def test_time_limit_stops_cleanly(
     assert tally.out_of_time
     done = records(tmp_path / "out")
     assert len(done) == tally.searched < 18
-    assert (tally.searched > 0) == (ticks >= 8)
+    assert (tally.searched > 0) == (ticks > 0)
     assert done.items() <= records(reference).items()
     again = repeat_of(many, tmp_path / "out", in_flight=6)
     assert not again.out_of_time

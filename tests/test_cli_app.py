@@ -69,7 +69,8 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("PixelsemError", 2), ("StageError", 2), ("ModelError", 2), ("InputError", 1), ("OutputError", 1)]
+    ("kind", "code"),
+    [("PixelsemError", 2), ("StageError", 2), ("ModelError", 2), ("InputError", 1), ("OutputError", 1)],
 )
 def test_every_error_is_one_line_and_its_exit_code(
     script: Path, python: Callable[..., Any], kind: str, code: int
@@ -162,7 +163,9 @@ def test_a_pipe_into_head(python: Callable[..., Any]) -> None:
 
 def test_as_a_module_and_as_a_command_it_is_the_same(python: Callable[..., Any]) -> None:
     module = python("-m", "pixelsem", "--help")
-    command = python("-c", "import sys; sys.argv[0] = '/some/bin/pixelsem.exe'; from pixelsem.cli.app import main; main()", "--help")
+    command = python(
+        "-c", "import sys; sys.argv[0] = '/some/bin/pixelsem.exe'; from pixelsem.cli.app import main; main()", "--help"
+    )
     assert module.returncode == command.returncode == 0
     assert module.stdout == command.stdout
     assert module.stdout.startswith("Usage: pixelsem [OPTIONS] COMMAND")
@@ -188,7 +191,10 @@ finally:
     heavy = {"torch", "torchvision", "cv2", "numpy", "scipy", "PIL", "rich", "safetensors", "yaml"}
     print(*sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
-    for arguments in (["--help"], *([name, "--help"] for name in ("segment", "attack", "evaluate", "defend", "models"))):
+    for arguments in (
+        ["--help"],
+        *([name, "--help"] for name in ("segment", "attack", "evaluate", "defend", "models")),
+    ):
         done = python("-c", code, *arguments)
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: pixelsem")
@@ -302,11 +308,15 @@ def test_a_pattern_without_a_model_is_one_line() -> None:
     assert result.stderr == "pixelsem: no model matches 'nothing'; `pixelsem models` lists all\n"
 
 
+@pytest.mark.slow
 def test_models_are_a_table_on_a_terminal() -> None:
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pixelsem", "models", "vgg16"], stdout=slave, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "100"}
+        [sys.executable, "-m", "pixelsem", "models", "vgg16"],
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "100"},
     )
     os.close(slave)
     shown = b""

@@ -51,7 +51,11 @@ def shell(line: str) -> tuple[int, str, str]:
     """Run a line of shell in which ``RESOLVE`` is the script; return exit code, stdout and stderr."""
     command = f"{shlex.quote(sys.executable)} script.py"
     done = subprocess.run(
-        ["bash", "-c", line.replace("RESOLVE", command)], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        ["bash", "-c", line.replace("RESOLVE", command)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
     )
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 

@@ -319,7 +319,10 @@ def _command_with(kind: type[Settings]) -> Any:
 
 
 def test_a_config_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    assert refusal("--config", tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
+    assert (
+        refusal("--config", tmp_path / "none.yaml")
+        == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
+    )
 
 
 def test_the_shared_options_have_good_defaults() -> None:

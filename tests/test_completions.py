@@ -88,7 +88,12 @@ def test_the_tab_key_in_bash(tmp_path: Path, typed: str, received: str) -> None:
     master, slave = pty.openpty()
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "dumb", "INPUTRC": "/dev/null"}
     process = subprocess.Popen(
-        ["bash", "--norc", "--noprofile", "-i"], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=env,
+        start_new_session=True,
     )
     os.close(slave)
     os.write(master, f"source {shlex.quote(str(ROOT / 'completions' / 'pixelsem.bash'))}\n".encode())

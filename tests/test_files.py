@@ -194,8 +194,8 @@ def test_paths_that_are_refused(name: str, problem: str) -> None:
 
 
 def test_reasons_are_one_line_without_the_path() -> None:
-    assert reason(FileNotFoundError(errno.ENOENT, "No such file or directory", "/secret")) == "No such file or directory"
+    assert (
+        reason(FileNotFoundError(errno.ENOENT, "No such file or directory", "/secret")) == "No such file or directory"
+    )
     assert reason(OSError("decoder\n  says no")) == "decoder says no"
     assert one_line(ValueError("a\n\tb  c")) == "a b c"
-
-

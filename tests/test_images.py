@@ -166,7 +166,9 @@ def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
     colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
     read = read_image(save(tmp_path / "a.png", colour))
     np.testing.assert_array_equal(read, [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]])
-    grey = Image.merge("LA", [Image.fromarray(np.array([[0, 0]], np.uint8)), Image.fromarray(np.array([[255, 0]], np.uint8))])
+    grey = Image.merge(
+        "LA", [Image.fromarray(np.array([[0, 0]], np.uint8)), Image.fromarray(np.array([[255, 0]], np.uint8))]
+    )
     grey.save(tmp_path / "b.png")
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), [[[0, 0, 0], [255, 255, 255]]])
 
@@ -212,7 +214,9 @@ def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
 
 
-@pytest.mark.parametrize("name", ["with space.png", "new\nline.png", "ünï 日本.png", "-rf.png", "a.b.c.PNG", "%s{}.png"])
+@pytest.mark.parametrize(
+    "name", ["with space.png", "new\nline.png", "ünï 日本.png", "-rf.png", "a.b.c.PNG", "%s{}.png"]
+)
 def test_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_image(Path(name), PICTURE)
@@ -269,9 +273,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @readers
 @pytest.mark.parametrize("format", ["png", "jpg", "tif", "webp", "gif", "bmp", "ppm"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_truncated_file_is_refused(
-    tmp_path: Path, read: Callable[[Path], object], format: str, share: float
-) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, read: Callable[[Path], object], format: str, share: float) -> None:
     path = save(tmp_path / f"a.{format}", np.random.default_rng(4).integers(0, 256, (64, 64), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     message = refusal(path, read)
@@ -441,9 +443,7 @@ def test_a_palette_mask_gives_indices_and_not_colours(tmp_path: Path, transparen
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), labels)
 
 
-@pytest.mark.parametrize(
-    ("depth", "row", "labels"), [(2, b"\0\x1b", [0, 1, 2, 3]), (4, b"\0\x01\x9f", [0, 1, 9, 15])]
-)
+@pytest.mark.parametrize(("depth", "row", "labels"), [(2, b"\0\x1b", [0, 1, 2, 3]), (4, b"\0\x01\x9f", [0, 1, 9, 15])])
 @pytest.mark.parametrize("colour", [0, 3])
 def test_masks_of_2_and_4_bits_are_not_stretched(
     tmp_path: Path, depth: int, row: bytes, labels: list[int], colour: int

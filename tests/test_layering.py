@@ -25,8 +25,14 @@ LAYERS = [
 ]
 LEVEL = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
-#: Within a layer, and only here: report shows what metrics counts, engine drives attacks over regions …
-SIDEWAYS = {("report", "metrics"), ("engine", "attacks"), ("engine", "regions"), ("stage", "images"), ("fitness", "models")}
+#: What may be imported from the same layer, and nothing else there.
+SIDEWAYS = {
+    ("report", "metrics"),
+    ("defenses", "metrics"),
+    ("engine", "attacks"),
+    ("engine", "regions"),
+    ("fitness", "models"),
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ def attack(**changes: Any) -> AttackRecord:
 
 
 def test_a_new_stage_can_be_opened_and_says_what_was_asked(tmp_path: Path) -> None:
-    given_info = info(
-        model={"name": "allconv"}, seed=3, versions={"numpy": "2"}, counts={"images": 2}, wall_time=1.5
-    )
+    given_info = info(model={"name": "allconv"}, seed=3, versions={"numpy": "2"}, counts={"images": 2}, wall_time=1.5)
     Stage.create(tmp_path / "run" / "stage", given_info)
     opened = open_stage(str(tmp_path / "run" / "stage"))
     assert opened.info == given_info
@@ -78,9 +77,8 @@ def test_every_kind_of_record_comes_back(tmp_path: Path) -> None:
     stage = Stage.create(tmp_path / "attack", info("attack"))
     stage.append(*searches)
     assert list(stage.attack_records()) == searches
-    assert stage.keys() == {
-        ("cat/1.png", "background", "", "0"), ("cat/1.png", "original", "", "0"), ("cat/1.png", "background", "dog", "0")
-    }  # fmt: skip
+    ran = [("background", ""), ("original", ""), ("background", "dog")]
+    assert stage.keys() == {("cat/1.png", region, target, "0") for region, target in ran}
     epochs = [EpochRecord(1, 2.5, 0.1, 0.2, 60.0), EpochRecord(2, 1.5, 0.3, 0.4, 61.0)]
     stage = Stage.create(tmp_path / "train", info("train"))
     stage.append(*epochs)
@@ -91,7 +89,7 @@ def test_records_of_another_kind_are_refused(tmp_path: Path) -> None:
     stage = Stage.create(tmp_path / "s", info())
     assert list(stage.segment_records()) == []
     for read in (stage.attack_records, stage.epoch_records):
-        with pytest.raises(StageError, match="is a stage of 'segment images'; one of kind '(attack|train)' is needed"):
+        with pytest.raises(StageError, match=r"is a stage of 'segment images'; one of kind '(attack|train)' is needed"):
             list(read())
 
 
@@ -317,7 +315,7 @@ def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     stage = Stage.create(tmp_path / "s", info())
     for wrong in (segment(coverage=float("nan")), segment("../a.png"), segment("a\udcff.png"), attack()):
-        with pytest.raises(StageError, match="the record of .* is not valid: ") as caught:
+        with pytest.raises(StageError, match=r"the record of .* is not valid: ") as caught:
             stage.append(segment("good.png"), wrong)
         assert "\n" not in str(caught.value)
     assert stage.manifest.read_bytes() == b""
@@ -422,6 +420,22 @@ def test_two_processes_append_side_by_side(tmp_path: Path) -> None:
     assert sorted(names) == sorted(f"{name}-{number}" for name in ("one", "two") for number in range(60))
 
 
+def test_an_append_waits_for_another_that_is_under_way(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    stage = Stage.create(tmp_path / "s", info())
+    with stage.manifest.open("ab", buffering=0) as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"half a li")
+        appended = pool.submit(stage.append, segment("b.png"))
+        with pytest.raises(TimeoutError):
+            appended.result(timeout=0.3)
+        other.truncate(0)
+        other.write(msgspec.json.encode(segment("a.png")) + b"\n")
+        fcntl.flock(other, fcntl.LOCK_UN)
+        appended.result(timeout=60)
+    assert [record.key for record in stage] == [("a.png",), ("b.png",)]
+
+
 _WORK_UNTIL_KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -493,8 +507,7 @@ def test_nothing_resolves_to_a_place_outside(tmp_path: Path, parts: list[str], s
     name = "/" * slash + "/".join(parts)
     try:
         resolved = stage.resolve(name)
-    except StageError as error:
-        assert "\n" not in str(error) or "\n" in name
+    except StageError:
         return
     assert resolved.is_relative_to(stage.path.resolve())
     assert resolved == Path(os.path.realpath(stage.path / name))
@@ -537,7 +550,11 @@ def test_a_digest_depends_on_what_is_said_and_not_on_its_order() -> None:
     one = digest({"a": 1, "b": [1.5, None, "λ"], "c": {"x": True}})
     assert one == digest({"c": {"x": True}, "b": (1.5, None, "λ"), "a": 1})
     assert len(one) == 64
-    others = [{"a": 2, "b": [1.5, None, "λ"], "c": {"x": True}}, {"a": 1}, {"a": 1, "b": [None, 1.5, "λ"], "c": {"x": True}}]
+    others = [
+        {"a": 2, "b": [1.5, None, "λ"], "c": {"x": True}},
+        {"a": 1},
+        {"a": 1, "b": [None, 1.5, "λ"], "c": {"x": True}},
+    ]
     assert len({one, *map(digest, others)}) == 4
 
 

@@ -89,6 +89,13 @@ def test_latex():
     assert to_latex(TABLE) == LATEX
 
 
+def test_columns_without_values_are_not_printed_but_kept_in_csv():
+    table = Table("t", "T", [Column("a", "A"), Column("b", "B")], [["x", None]])
+    assert "B" not in to_markdown(table)
+    assert "B" not in to_latex(table)
+    assert to_csv(table) == "a,b\nx,\n"
+
+
 def test_json():
     plain = json.loads(to_json(TABLE))
     assert plain == to_plain(TABLE)

@@ -98,6 +98,10 @@ class RegionOptions(Settings):
             )
         if self.grow and self.shrink:
             raise PixelsemError("--grow and --shrink exclude each other")
+        if self.region == "original" and (self.grow or self.shrink):
+            raise PixelsemError("--grow and --shrink move a mask's border; --region original has none")
+        if self.match_area and self.region not in ("foreground", "background", "all"):
+            raise PixelsemError(f"--match-area goes with --region foreground, background or all, not {self.region}")
 
     @property
     def regions(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,22 +93,22 @@ class _AttackCommand:
 
         started = time.monotonic()
         console = Console(quiet=self.output.quiet, as_json=self.output.json)
-        given = self._input(images)
+        given = self._input(images, console)
         source = open_images(given)
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
         masks = self._masks(source, console)
         run, stage = self._prepare(given, source, items, masks, preset)
         console.note(self._forecast(run))
-        with console.progress(f"attack {self.info.name}", run.tally.total or 1) as bar:
+        with console.progress(f"attack {self.info.name}", run.total()) as bar:
             tally = run.run(lambda tally: bar.update(_done(tally), _detail(tally, started)))
-        counts = self._counts(tally, len(items))
+        counts = self._counts(stage, tally, len(items))
         close_output(stage, counts, started)
         self._summary(console, tally, stage, time.monotonic() - started)
         console.result(stage.path, {"counts": counts, "failures": tally.failures})
         exit_with(console, tally.failures)
 
-    def _input(self, images: list[Path] | None) -> Path:
-        paths = resolve_inputs(images, self.output.run, ("segment",))
+    def _input(self, images: list[Path] | None, console: Console) -> Path:
+        paths = resolve_inputs(images, self.output.run, ("segment",), note=console.note)
         if len(paths) > 1:
             raise PixelsemError(f"{len(paths)} inputs given; an attack takes one folder, image or stage at a time")
         return paths[0]
@@ -142,6 +143,8 @@ class _AttackCommand:
         if not classifier.trained:
             Console(quiet=self.output.quiet).problem(f"{classifier.name} has no trained weights; results mean nothing")
         labels = Labels(self.goal.labels, classifier.class_names)
+        if self.goal.target is not None:
+            labels.index(self.goal.target, "--target")
         regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
         evaluator = Evaluator(
             classifier,
@@ -206,7 +209,7 @@ class _AttackCommand:
 
     def _forecast(self, run: AttackRun) -> str:
         """Say how much there is to do at most; the progress bar says how long it takes."""
-        searches = len(run.items) * run.searches_per_image()
+        searches = run.total()
         text = f"{len(run.items)} images, {searches} searches"
         budget = getattr(self.settings, "population", 0) * getattr(self.settings, "generations", 0)
         if not budget:
@@ -215,15 +218,21 @@ class _AttackCommand:
         seconds = searches * budget / rate
         return f"{text}, at most {searches * budget:,} queries: {_duration(seconds)} at {rate:,.0f} queries/s"
 
-    def _counts(self, tally: Tally, images: int) -> dict[str, int]:
+    def _counts(self, stage: Stage, tally: Tally, images: int) -> dict[str, int]:
+        """Count what the stage holds, whichever run put it there; only ``resumed`` and ``failed`` are of this run."""
+        outcomes: Counter[str] = Counter()
+        successes = 0
+        for record in stage.attack_records():
+            outcomes[record.outcome] += 1
+            successes += record.success
         return {
             "images": images,
             "searches": tally.total,
-            "searched": tally.searched,
-            "successes": tally.found,
+            "searched": outcomes.pop("attacked", 0),
+            "successes": successes,
             "resumed": tally.resumed,
             "failed": len(tally.failures),
-            **{name.replace("-", "_"): count for name, count in sorted(tally.skipped.items())},
+            **{name.replace("-", "_"): count for name, count in sorted(outcomes.items())},
         }
 
     def _summary(self, console: Console, tally: Tally, stage: Stage, seconds: float) -> None:

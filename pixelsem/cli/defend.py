@@ -20,7 +20,6 @@ from pixelsem.files import write_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pixelsem.defenses.card import TrainingData
     from pixelsem.models import Classifier
     from pixelsem.records import EpochRecord
     from pixelsem.stage import Stage
@@ -47,11 +46,12 @@ def train(
     output: OutputOptions,
 ) -> None:
     """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
-    from pixelsem.defenses.card import TrainingData
+    from pixelsem.defenses.card import TrainingData, model_card
     from pixelsem.defenses.data import load_split
+    from pixelsem.defenses.training import measure_accuracy
     from pixelsem.defenses.training import train as train_classifier
     from pixelsem.fitness.evaluator import pick_device
-    from pixelsem.models import load_classifier
+    from pixelsem.models import load_classifier, save_weights
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
@@ -61,10 +61,12 @@ def train(
     train_set, test_set = (images, labels), (test_images, test_labels)
     classifier = load_classifier(model, weights="none", class_names=names)
     _check_size(data, images, classifier)
+    _check_size(data, test_images, classifier)
     content = _digest(*train_set, *test_set)
+    name = Path(model).name.replace(":", "-")  # of FILE.py:FUNCTION without its folder
     stage = open_output(
         context,
-        f"train-{model.replace(':', '-')}-{settings.method}",
+        f"train-{name}-{settings.method}",
         kind="train",
         identity={"settings": settings.to_dict(), "model": model, "classes": names, "data": content},
         options=options_of(settings, data=data, model=model, data_name=data_name, device=device),
@@ -77,11 +79,17 @@ def train(
         steps = train_classifier(classifier, train_set, test_set, settings, stage.path / "checkpoint.pt", where)
         log = _follow(steps, stage, console, bar, settings)
     described = TrainingData(data_name or data.resolve().name, len(images), len(test_images))
-    file = _save(stage, classifier, settings, described, log)
+    file = stage.path / f"{name}.safetensors"
+    save_weights(classifier, file)
+    # What counts is the file: rounding to fp16 may tip a prediction.
+    saved = load_classifier(model, weights=file).to(where)
+    accuracy = measure_accuracy(saved, *test_set, device=where)
+    version = (stage.info.versions or {})["torch"]
+    write_text(file.with_suffix(".md"), model_card(classifier, settings, described, log, accuracy, version))
     counts = {"images": described.train, "test_images": described.test, "epochs": len(log)}
     close_output(stage, counts, started)
-    console.note(f"test accuracy {100 * log[-1].test_accuracy:.2f} %; use it with --model {file}")
-    console.result(stage.path, {"counts": counts, "test_accuracy": log[-1].test_accuracy, "weights": str(file)})
+    console.note(f"test accuracy {100 * accuracy:.2f} %; use it with --model {model} --weights {file}")
+    console.result(stage.path, {"counts": counts, "test_accuracy": accuracy, "weights": str(file)})
 
 
 def _check_size(data: Path, images: Tensor, classifier: Classifier) -> None:
@@ -115,17 +123,3 @@ def _follow(
             accuracies = f"train {100 * step.train_accuracy:.2f} %, test {100 * step.test_accuracy:.2f} %"
             console.note(f"epoch {step.epoch}: loss {step.loss:.4f}, {accuracies}, {step.seconds:.0f} s")
     return log
-
-
-def _save(
-    stage: Stage, classifier: Classifier, settings: TrainSettings, data: TrainingData, log: list[EpochRecord]
-) -> Path:
-    """Write the weights (fp16) and the model card; return the weights' path."""
-    from pixelsem.defenses.card import model_card
-    from pixelsem.models import save_weights
-
-    file = stage.path / f"{classifier.name.replace(':', '-')}.safetensors"
-    save_weights(classifier, file)
-    version = (stage.info.versions or {})["torch"]
-    write_text(file.with_suffix(".md"), model_card(classifier, settings, data, log, version))
-    return file

@@ -60,8 +60,13 @@ Stages = Annotated[
     typer.Argument(help="Attack stages; several make one figure (default: stdin, or the newest attack stage)."),
 ]
 
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="ID", help="Show this image (its relative path); repeat it for more, in order."),
+]
 
-def evaluate_panels(*, stages: Stages = None, options: PanelOptions) -> None:
+
+def evaluate_panels(*, stages: Stages = None, image: Images = None, options: PanelOptions) -> None:
     """Draw attacked images: original, regions, attacked (changed pixels circled) and the difference.
 
     One row per image, and per target of targeted attacks; one attacked column per region (wang2021, Figs. 1–2).
@@ -73,15 +78,14 @@ def evaluate_panels(*, stages: Stages = None, options: PanelOptions) -> None:
     from pixelsem.report.panels import draw_panels
 
     figure_data = _FigureData(_open(resolve_inputs(stages, options.run, ("attack",), note=console.note)))
-    chosen = figure_data.choose(options)
+    wanted = image or []
+    chosen = figure_data.choose(options, wanted)
     shown, rows, failures = _load(chosen, options.rows)
     if not rows:
         raise PixelsemError(next(iter(failures.values())))
     title = figure_data.title
-    figure = draw_panels(
-        rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size
-    )
-    path = options.output or options.run / f"evaluate-panels-{figure_data.identity(options)[:6]}.png"
+    figure = draw_panels(rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size)
+    path = options.output or options.run / f"evaluate-panels-{figure_data.identity(options, wanted)[:6]}.png"
     save_figure(figure, path)
     if len(chosen) > len(shown):
         console.note(f"{len(shown)} of {len(chosen)} rows are shown; --rows shows more")
@@ -185,15 +189,19 @@ class _FigureData:
             return "attacked"
         return "1 pixel changed" if pixels == 1 else f"{pixels} pixels changed"
 
-    def identity(self, options: PanelOptions) -> str:
+    def identity(self, options: PanelOptions, wanted: Sequence[str]) -> str:
         """Return the digest of what the figure shows."""
         from pixelsem.stage import digest
 
         shown = {name: getattr(options, name) for name in ("rows", "only", "difference", "amplify", "size")}
-        return digest({"stages": sorted({stage.info.identity for stage, _ in self.opened.values()}), **shown})
+        stages = sorted({stage.info.identity for stage, _ in self.opened.values()})
+        return digest({"stages": stages, "images": list(wanted), **shown})
 
-    def choose(self, options: PanelOptions) -> list[_Line]:
-        """Return the lines to show, best first; raises :class:`PixelsemError` where there is none."""
+    def choose(self, options: PanelOptions, wanted: Sequence[str] = ()) -> list[_Line]:
+        """Return the lines to show: of the images ``wanted`` in their order, else of all, best first.
+
+        Raises :class:`PixelsemError` where there is none, or not one of an image that is wanted.
+        """
         groups = [[line for line in group if line.ran] for group in self._groups()]
         groups = [group for group in groups if group]
         if not groups:
@@ -202,7 +210,17 @@ class _FigureData:
             groups = [group for group in groups if any(line.hits for line in group)]
             if not groups:
                 raise PixelsemError(f"{', '.join(self.opened)}: no attack succeeded; --only all shows what was tried")
-        return [line for group in _ordered(groups) for line in group]
+        return [line for group in self._selected(_ordered(groups), wanted) for line in group]
+
+    def _selected(self, groups: list[list[_Line]], wanted: Sequence[str]) -> list[list[_Line]]:
+        known = {group[0].id for group in groups}
+        for image in wanted:
+            if image not in known:
+                raise PixelsemError(f"--image {image}: not among the images to show, such as {min(known)}")
+        order = {image: number for number, image in enumerate(wanted)}
+        if not order:
+            return groups
+        return sorted((group for group in groups if group[0].id in order), key=lambda group: order[group[0].id])
 
     def _groups(self) -> list[list[_Line]]:
         """Gather what belongs to one image and target: one line per search."""
@@ -256,7 +274,7 @@ def _read(line: _Line) -> PanelRow:
     """Read a row's images and masks; raises :class:`InputError` and :class:`StageError`."""
     from pixelsem.report.panels import PanelRow
 
-    stage, first = next((found for found in line.found.values() if found[1].outcome == "attacked"))
+    stage, first = next(found for found in line.found.values() if found[1].outcome == "attacked")
     clean = _read_pixels(stage, first.clean, first)
     attacked = {region: _attacked(stage, record, clean) for region, (stage, record) in line.found.items()}
     return PanelRow(line.name, clean, _answer(first.before), attacked, dict(_masks(line.found)))

@@ -21,16 +21,21 @@ class TrainingData:
 
 
 def model_card(
-    classifier: Classifier, settings: TrainSettings, data: TrainingData, log: list[EpochRecord], torch: str
+    classifier: Classifier,
+    settings: TrainSettings,
+    data: TrainingData,
+    log: list[EpochRecord],
+    accuracy: float,
+    torch: str,
 ) -> str:
     """Return a Markdown page: what the network is, its data, recipe, seed and accuracy.
 
-    ``log`` holds every epoch, ``torch`` is the version trained with.
+    ``log`` holds every epoch, ``accuracy`` is that of the weights as they were written (a share of the test
+    images), ``torch`` is the version trained with.
     """
     known = ARCHITECTURES.get(classifier.name)
     source = known.source if known else classifier.name
-    accuracy = log[-1].test_accuracy
-    low, high = wilson(round(accuracy * data.test), data.test)
+    interval = " to ".join(f"{100 * bound:.2f}" for bound in wilson(round(accuracy * data.test), data.test))
     recipe = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in settings.to_dict().items())
     epochs = "\n".join(
         f"| {e.epoch} | {e.loss:.4f} | {100 * e.train_accuracy:.2f} | {100 * e.test_accuracy:.2f} | {e.seconds:.0f} |"
@@ -46,7 +51,7 @@ def model_card(
 - Input: RGB, {width}×{height}, [0, 1], minus ({mean}), divided by ({std}).
 - Classes: {", ".join(classifier.class_names)}.
 - Data: {data.name}; {data.train:,} training images, {data.test:,} test images.
-- **Test accuracy: {100 * accuracy:.2f} %** (95 % interval {100 * low:.2f} to {100 * high:.2f}), fp32.
+- **Test accuracy: {100 * accuracy:.2f} %** (95 % interval {interval}) of the saved weights, scored in fp32.
 - Trained by `pixelsem defend train --model {classifier.name} --method {settings.method}` with torch {torch}.
 
 ## Recipe

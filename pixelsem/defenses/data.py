@@ -28,7 +28,8 @@ def load_image_folder(root: Path, class_names: tuple[str, ...] | None = None) ->
     one size. Raises :class:`PixelsemError` for an empty or mixed folder, an unknown class or an
     unreadable image.
     """
-    names = class_names or tuple(sorted(p.name for p in root.iterdir() if p.is_dir()))
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = class_names or tuple(folders)
     index = {name: number for number, name in enumerate(names)}
     files = list_images(root)
     if not files:
@@ -36,6 +37,10 @@ def load_image_folder(root: Path, class_names: tuple[str, ...] | None = None) ->
     unknown = next((f for f in files if f.relative_to(root).parts[0] not in index), None)
     if unknown is not None:
         raise PixelsemError(f"{unknown}: its top folder is none of the classes {', '.join(names)}")
+    used = {f.relative_to(root).parts[0] for f in files}
+    empty = next((name for name in folders if name not in used), None)
+    if empty is not None:
+        raise PixelsemError(f"{root / empty}: a class without images; fill it or remove it")
     first = read_image(files[0])
     if len(files) * first.nbytes > _LIMIT:
         raise PixelsemError(f"{root}: {len(files)} images of {first.shape[1]}×{first.shape[0]} do not fit in memory")
@@ -44,7 +49,8 @@ def load_image_folder(root: Path, class_names: tuple[str, ...] | None = None) ->
     def load(number: int) -> None:
         image = read_image(files[number])
         if image.shape != first.shape:
-            raise PixelsemError(f"{files[number]}: {image.shape[1]}×{image.shape[0]}, the first image is another size")
+            sizes = f"is {image.shape[1]}×{image.shape[0]}, {files[0]} {first.shape[1]}×{first.shape[0]}"
+            raise PixelsemError(f"{files[number]}: {sizes}; all must have one size")
         pixels[number] = image
 
     with ThreadPoolExecutor() as pool:

@@ -17,6 +17,7 @@ from pixelsem.defenses.settings import TrainSettings
 from pixelsem.errors import ModelError, StageError
 from pixelsem.files import write_atomically
 from pixelsem.models import Classifier
+from pixelsem.models.checkpoints import first_line
 from pixelsem.records import EpochRecord
 
 
@@ -54,9 +55,11 @@ class _Run:
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ModelError(f"{path}: not a training checkpoint ({error}); remove it to start anew") from error
-        if state["identity"] != identity:
+            found = state["identity"]
+        except Exception as error:  # damaged archives raise almost anything
+            reason = first_line(error)
+            raise ModelError(f"{path}: not a training checkpoint ({reason}); remove it to start anew") from error
+        if found != identity:
             raise StageError(f"{path}: belongs to another training run; give another folder with -o")
         self.classifier.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

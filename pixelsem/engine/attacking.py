@@ -104,11 +104,16 @@ class AttackRun:
         self.stage = stage
         self.items = items
         self.files = png_names(item.id for item in items)
+        self.slugs = _slugs(self.names)
         self.tally = Tally()
 
     def searches_per_image(self) -> int:
         """Return how many searches each attacked image stands for."""
         return len(self.plan.region.regions) * len(self._targets(0)) * self.plan.goal.repeats
+
+    def total(self) -> int:
+        """Return how many searches the whole run stands for, those that are skipped or done before included."""
+        return len(self.items) * self.searches_per_image()
 
     def run(self, on_change: Callable[[Tally], None] = lambda _: None) -> Tally:
         """Attack everything the manifest does not hold yet; return the counts.
@@ -117,7 +122,7 @@ class AttackRun:
         stays valid.
         """
         self.tally.on_change = on_change
-        self.tally.total = len(self.items) * self.searches_per_image()
+        self.tally.total = self.total()
         limit = self.plan.goal.time_limit
         deadline = None if limit is None else time.monotonic() + limit
         for group in self._groups(self._tasks(self.stage.keys())):
@@ -270,11 +275,11 @@ class AttackRun:
             file.write(buffer.getvalue())
 
     def _file(self, folder: str, task: _Task) -> str:
-        """Return the stage path of a search's file: FOLDER/REGION/…, target and repeat in the name where there are any."""
+        """Return the stage path of a search's file: FOLDER/REGION/…, with target and repeat where there are any."""
         name = PurePosixPath(folder, _folder_name(task.region), self.files[task.image.item.id])
         parts = [name.stem]
         if task.target is not None:
-            parts.append("to-" + _safe(self.names[task.target]))
+            parts.append("to-" + self.slugs[task.target])
         if self.plan.goal.repeats > 1:
             parts.append(f"repeat-{task.repeat}")
         suffix = ".npz" if folder == "history" else ".png"
@@ -370,6 +375,8 @@ def _folder_name(region: str) -> str:
     return region.replace(":", "-")
 
 
-def _safe(name: str) -> str:
-    """Make a class name fit for a file name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+def _slugs(names: tuple[str, ...]) -> list[str]:
+    """Make class names fit for file names; with their numbers where two would be the same."""
+    slugs = ["".join(c if c.isalnum() or c in "-_." else "-" for c in name) for name in names]
+    alike = len({slug.casefold() for slug in slugs}) < len(slugs)
+    return [f"{slug}-{number}" if alike else slug for number, slug in enumerate(slugs)]

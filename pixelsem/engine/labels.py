@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pixelsem.errors import InputError, PixelsemError
+from pixelsem.files import one_line
 from pixelsem.sources import ImageItem
 
 Source = Literal["given", "predicted"]
@@ -55,17 +56,19 @@ class Labels:
 
     def _read(self, file: Path) -> dict[str, int]:
         try:
-            with file.open(newline="", encoding="utf-8") as lines:
-                rows = [row for row in csv.reader(lines) if row]
+            with file.open(newline="", encoding="utf-8-sig") as lines:
+                reader = csv.reader(lines)
+                rows = [(reader.line_num, row) for row in reader if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise PixelsemError(f"--labels: {file} cannot be read: {error}; it takes given, predicted or a CSV") from error
-        if rows and rows[0] == ["id", "class"]:
+            advice = "it takes given, predicted or a CSV"
+            raise PixelsemError(f"--labels: {file} cannot be read: {one_line(error)}; {advice}") from error
+        if rows and rows[0][1] == ["id", "class"]:
             rows = rows[1:]
         table = {}
-        for number, row in enumerate(rows, 1):
+        for number, row in rows:
             if len(row) != 2:
-                raise PixelsemError(f"{file}, row {number}: two columns expected (id,class), {len(row)} found")
-            table[row[0]] = self.index(row[1], f"{file}, row {number}")
+                raise PixelsemError(f"{file}, line {number}: two columns expected (id,class), {len(row)} found")
+            table[row[0]] = self.index(row[1], f"{file}, line {number}")
         if not table:
             raise PixelsemError(f"{file}: holds no labels; it needs lines of id,class")
         return table

@@ -105,7 +105,7 @@ def load_classifier(
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Add its number to every class name that occurs twice (ImageNet has two cranes: ``crane (134)``)."""
+    """Add its number to every class name that occurs twice: lists of ImageNet's classes have two cranes."""
     counts = Counter(names)
     return tuple(f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names))
 

@@ -126,14 +126,19 @@ def region_colours(regions: Sequence[str]) -> dict[str, str]:
 
 
 def overlay(image: Pixels, masks: Mapping[str, NDArray[np.bool_]], colours: Mapping[str, str]) -> Pixels:
-    """Tint the regions of uint8 [H, W, 3] in their colours and fade what is in none; colours are ``#RRGGBB``."""
+    """Tint the regions of uint8 [H, W, 3] in their colours (``#RRGGBB``) and fade what is in none.
+
+    A background beside a foreground is half faded, so that the two can be told apart in grey.
+    """
     grey = image @ np.array([0.299, 0.587, 0.114])
     base = 0.35 * image + 0.65 * grey[:, :, None]
     shown = 0.2 * base + 0.8 * 255.0
     for region, mask in masks.items():
         colour = np.array([int(colours[region][i : i + 2], 16) for i in (1, 3, 5)])
-        shown[mask] = 0.5 * base[mask] + 0.5 * colour
-    return np.rint(shown).astype(np.uint8)
+        kept = 0.5 if region == "background" and "foreground" in masks else 1.0
+        shown[mask] = 0.5 * (kept * base[mask] + (1 - kept) * 255.0) + 0.5 * colour
+    tinted: Pixels = np.rint(shown).astype(np.uint8)
+    return tinted
 
 
 def amplified(clean: Pixels, attacked: Pixels, gain: float) -> Pixels:
@@ -151,10 +156,10 @@ def _fitting_gain(rows: Sequence[PanelRow]) -> float:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One picture with its caption; ``image`` None leaves the place empty."""
+    """One picture with its caption, or several side by side; ``image`` None leaves the place empty."""
 
     image: Pixels | None
-    text: str = ""
+    texts: Sequence[str] = ()
     fooled: bool = False
     pixels: Sequence[tuple[int, int]] = ()
 
@@ -178,7 +183,7 @@ class _Original(_Column):
     legend = (("class and confidence", _QUIET),)
 
     def panel(self, row: PanelRow) -> _Panel:
-        return _Panel(row.clean, row.text)
+        return _Panel(row.clean, (row.text,))
 
 
 class _Regions(_Column):
@@ -191,8 +196,9 @@ class _Regions(_Column):
         masks = {region: row.masks[region] for region in self.colours if region in row.masks}
         if not masks:
             return _Panel(None)
-        shares = [f"{100 * mask.mean():.0f} %" for mask in masks.values()]
-        return _Panel(overlay(row.clean, masks, self.colours), " | ".join(shares))
+        # Below each other: a region's place in the legend, and its share of the image.
+        shares = [f"{100 * masks[region].mean():.0f} %" if region in masks else "–" for region in self.colours]
+        return _Panel(overlay(row.clean, masks, self.colours), shares)
 
 
 class _Attacks(_Column):
@@ -202,7 +208,9 @@ class _Attacks(_Column):
 
     def panel(self, row: PanelRow) -> _Panel:
         found = row.attacked.get(self.region)
-        return _Panel(None) if found is None else _Panel(found.image, found.text, found.fooled, found.pixels)
+        if found is None:
+            return _Panel(None)
+        return _Panel(found.image, (found.text,), found.fooled, found.pixels)
 
 
 class _Differences(_Column):
@@ -215,7 +223,7 @@ class _Differences(_Column):
         found = row.attacked.get(self.region)
         if found is None or found.image is None:
             return _Panel(None)
-        return _Panel(amplified(row.clean, found.image, self.gain))
+        return _Panel(amplified(row.clean, found.image, self.gain), pixels=found.pixels)
 
 
 class _Sheet:
@@ -228,11 +236,11 @@ class _Sheet:
         self.cell_width, self.cell_height = (max(lengths) for lengths in zip(*enlarged, strict=True))
         em = self.em = max(11, round(self.cell_width / 14.5))
         self.gap = round(0.75 * em)
-        self.left, self.top, self.caption = round(2.2 * em), round(4.5 * em), round(2.1 * em)
+        self.left, self.top, self.caption = round(2.2 * em), round(4.5 * em), round(2.15 * em)
         self.width = self.left + len(columns) * (self.cell_width + self.gap)
         self.height = self.top + len(rows) * (self.cell_height + self.caption)
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
-        self.canvas = FigureCanvasAgg(self.figure)
+        FigureCanvasAgg(self.figure)  # without a canvas, text has no size yet
 
     def draw(self) -> Figure:
         for number, column in enumerate(self.columns):
@@ -250,12 +258,16 @@ class _Sheet:
         middle = left + self.cell_width / 2
         title = self._text(middle, 1.5 * self.em, column.title, 1.05, weight="bold", color=_INK)
         self._fit(title, self.cell_width)
+        self._side_by_side([text for text, _ in column.legend], left, 2.9 * self.em, 0.85, color=_QUIET)
         step = self.cell_width / len(column.legend)
-        for number, (text, colour) in enumerate(column.legend):
-            start = left + number * step
-            words = self._text(start + step / 2, 2.9 * self.em, text, 0.85, color=_QUIET)
-            self._fit(words, step - 2)
-            self._rule(start, step, colour)
+        for number, (_, colour) in enumerate(column.legend):
+            self._rule(left + number * step, step, colour)
+
+    def _side_by_side(self, texts: Sequence[str], left: float, y: float, size: float, **style: Any) -> None:
+        """Write texts into equal parts of a cell's width."""
+        for number, text in enumerate(texts):
+            step = self.cell_width / len(texts)
+            self._fit(self._text(left + (number + 0.5) * step, y, text, size, **style), step - 2)
 
     def _rule(self, left: float, width: float, colour: str) -> None:
         height = round(0.3 * self.em)
@@ -276,8 +288,7 @@ class _Sheet:
         for circle in _circles(panel, row.clean.shape[1], self.em):
             axes.add_patch(circle)
         style = {"color": _FOOLED, "weight": "bold"} if panel.fooled else {"color": _INK}
-        text = self._text(left + self.cell_width / 2, top + self.cell_height + 0.85 * self.em, panel.text, 1, **style)
-        self._fit(text, self.cell_width)
+        self._side_by_side(panel.texts, left, top + self.cell_height + 0.9 * self.em, 1, **style)
 
     def _axes(self, left: int, top: int, width: int, height: int) -> Axes:
         whole_width, whole_height = self.width, self.height
@@ -291,20 +302,28 @@ class _Sheet:
         """Write ``text`` centred at (x, y), ``size`` em high; it is never read as a formula."""
         place = (x / self.width, 1 - y / self.height)
         points = size * self.em * 72 / DPI
-        common = {"ha": "center", "va": "center", "family": "DejaVu Sans", "parse_math": False, "usetex": False}
-        return self.figure.text(*place, text, fontsize=points, **common, **style)
+        common: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "family": "DejaVu Sans",
+            "parse_math": False,
+            "usetex": False,
+        }
+        return self.figure.text(place[0], place[1], text, fontsize=points, **common, **style)
 
     def _fit(self, text: Text, length: float) -> None:
-        """Make ``text`` smaller, then shorter, until it is at most ``length`` long."""
+        """Make ``text`` smaller, then leave out of its middle, until it is at most ``length`` long."""
         if self._length(text) > length:
-            text.set_fontsize(text.get_fontsize() * max(0.78, length / self._length(text)))
+            text.set_fontsize(float(text.get_fontsize()) * max(0.78, length / self._length(text)))
         words = text.get_text()
-        while len(words) > 1 and self._length(text) > length:
-            words = words[:-1]
-            text.set_text(words.rstrip() + "…")
+        kept = len(words)
+        while kept > 2 and self._length(text) > length:
+            kept = max(2, min(kept - 1, int(kept * length / self._length(text))))
+            tail = min(kept // 2, 8)  # a confidence, or the end of a file's name
+            text.set_text(f"{words[: kept - tail].rstrip()}…{words[-tail:].lstrip()}")
 
     def _length(self, text: Text) -> float:
-        box = text.get_window_extent(self.canvas.get_renderer())
+        box = text.get_window_extent()
         return float(box.height if text.get_rotation() else box.width)
 
 

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,12 @@ class Table:
     def texts(self) -> list[list[str]]:
         """Return every cell as people read it, without any markup."""
         return [[cell_text(cell, column) for cell, column in zip(row, self.columns, strict=True)] for row in self.rows]
+
+    def filled(self) -> Table:
+        """Return the table without the columns that have no value."""
+        keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        rows = [[row[i] for i in keep] for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in keep], rows=rows)
 
 
 def cell_text(cell: Cell, column: Column) -> str:
@@ -122,7 +128,11 @@ def _csv_values(cell: Cell, column: Column) -> list[Any]:
 
 
 def to_markdown(table: Table) -> str:
-    """Return the table as GitHub-flavoured Markdown, with its title above and its notes below."""
+    """Return the table as GitHub-flavoured Markdown, with its title above and its notes below.
+
+    Columns without any value are left out.
+    """
+    table = table.filled()
     bars = ["---" if column.kind == "text" else "---:" for column in table.columns]
     lines = [[_markdown(column.title) for column in table.columns], bars]
     lines += [[_markdown(text) for text in texts] for texts in table.texts()]
@@ -151,7 +161,11 @@ def latex_escape(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return the table as a LaTeX float with booktabs rules; it needs ``\\usepackage{booktabs}``."""
+    """Return the table as a LaTeX float with booktabs rules; it needs ``\\usepackage{booktabs}``.
+
+    Columns without any value are left out.
+    """
+    table = table.filled()
     align = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     head = _latex_row([column.title for column in table.columns])
     rows = [_latex_row(texts) for texts in table.texts()]

@@ -84,13 +84,15 @@ def _choices(layout: _Layout) -> Iterator[_Layout]:
 
 def _settle(table: Table) -> tuple[str, _Layout]:
     """Return the title and the columns that are left, labels first."""
-    texts = table.texts()
-    filled = [i for i in range(len(table.columns)) if any(row[i] is not None for row in table.rows)]
-    about = [i for i in filled if table.columns[i].about]
+    table = table.filled()
+    texts, columns = table.texts(), table.columns
+    about = [i for i, column in enumerate(columns) if column.about]
     common = [i for i in about if len({row[i] for row in texts}) == 1]
-    said = ", ".join(f"{table.columns[i].title.lower()} {texts[0][i]}" for i in common)
+    if common == about:  # every row needs a name
+        common = common[:-1]
+    said = ", ".join(f"{columns[i].title.lower()} {texts[0][i]}" for i in common)
     labels = [i for i in about if i not in common]
-    order = labels + [i for i in filled if i not in about]
+    order = labels + [i for i in range(len(columns)) if i not in about]
     rows = [[row[i] for i in order] for row in texts]
     title = f"{table.title} · {said}" if said else table.title
-    return title, _Layout([table.columns[i].title for i in order], rows, len(labels))
+    return title, _Layout([columns[i].title for i in order], rows, len(labels))

@@ -1,0 +1,229 @@
+"""A network as a graph without side effects: traced, batch norm folded, nothing written in place.
+
+Incremental scoring keeps activations and reads them again, so no operation may overwrite its operand.
+Tracing cannot follow every network, and can follow some of them wrongly (``y = x; y += 1`` loses that
+``x`` changes too); such a network becomes a graph of one node, which is always right.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DROPOUT_NAMES = ("dropout", "dropout1d", "dropout2d", "alpha_dropout", "stochastic_depth")
+
+#: Element by element, from the operand to a new tensor: modules, and the names of functions and methods.
+ELEMENTWISE_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.GELU, nn.LeakyReLU, nn.ELU),
+    *(nn.SELU, nn.CELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Mish, nn.LogSigmoid, nn.Tanhshrink),
+    *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.RReLU),
+)
+ELEMENTWISE_NAMES = frozenset(
+    "relu relu6 silu hardswish hardsigmoid hardtanh gelu leaky_relu elu selu celu sigmoid tanh softplus softsign mish "
+    "logsigmoid abs exp sqrt rsqrt square neg sign log clamp clamp_min clamp_max clone erf reciprocal".split()
+)
+BINARY_NAMES = frozenset("add sub mul div truediv maximum minimum pow".split())
+_FRESH_MODULES = (
+    *ELEMENTWISE_MODULES,
+    *(nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d),
+    nn.LocalResponseNorm,
+)
+_FRESH_NAMES = ELEMENTWISE_NAMES | BINARY_NAMES | {"cat", "concat", "max_pool2d", "avg_pool2d", "linear", "layer_norm"}
+
+
+def lower(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Return a graph that computes the logits of ``network``, in evaluation mode, on copies of its weights.
+
+    ``example`` is float [N, 3, H, W] in the dtype and on the device of the network, which comes along to try
+    the graph on; where graph and network disagree, or tracing fails, the graph is the network as one node.
+    """
+    network = copy.deepcopy(network).eval()
+    try:
+        traced = fx.symbolic_trace(copy.deepcopy(network))
+        _drop_identities(traced)
+        agreed = _make_pure(traced)
+        _fold_batch_norm(traced)
+        traced.graph.lint()
+        traced.recompile()
+        agreed = agreed and _same_logits(network, traced, example)
+    except Exception:  # a foreign forward may raise anything on symbolic values
+        agreed = False
+    return traced if agreed else _as_one_node(network)
+
+
+def canonical_name(node: fx.Node) -> str:
+    """Return what a function or method of PyTorch is called, one name for all its forms; ``""`` for others."""
+    if node.op == "call_method":
+        return str(node.target)
+    name = getattr(node.target, "__name__", "")
+    known = any(getattr(home, name, None) is node.target for home in (torch, F, operator, torch._C._nn))
+    return name if name and known else ""
+
+
+def plain_module(node: fx.Node) -> nn.Module | None:
+    """Return the module that ``node`` calls with one operand and no hooks around it, else None."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    module = node.graph.owning_module.get_submodule(str(node.target))
+    return None if module._forward_hooks or module._forward_pre_hooks else module
+
+
+def asks_shape(node: fx.Node) -> bool:
+    """Does ``node`` read nothing but the shape of its operand?"""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel")
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
+
+
+def _as_one_node(network: nn.Module) -> fx.GraphModule:
+    root = nn.Module()
+    root.network = network
+    graph = fx.Graph()
+    graph.output(graph.call_module("network", (graph.placeholder("x"),)))
+    return fx.GraphModule(root, graph)
+
+
+@torch.no_grad()
+def _same_logits(network: nn.Module, traced: fx.GraphModule, example: Tensor) -> bool:
+    """Do both give the same logits, measured by how far those of the examples lie apart?"""
+    expected = network(example.clone())
+    error = (traced(example.clone()) - expected).abs().max()
+    spread = (expected - expected.roll(1, 0)).abs().max()
+    return bool(error <= 1e-3 * spread)
+
+
+def _drop_identities(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(plain_module(node)) in (nn.Identity, *_DROPOUTS)
+    name = getattr(node.target, "__name__", "")
+    home = getattr(node.target, "__module__", "") or ""
+    if node.op != "call_function" or name not in _DROPOUT_NAMES:
+        return False
+    if not home.startswith(("torch.nn.functional", "torchvision.ops")) or not isinstance(node.args[0], fx.Node):
+        return False
+    return _arguments(node).get("training") is False
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a function by name; none where it has no signature."""
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return dict(node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _fold_batch_norm(traced: fx.GraphModule) -> None:
+    """Fold every batch norm that alone follows a convolution into that convolution's weights."""
+    calls = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    for node in list(traced.graph.nodes):
+        norm, before = plain_module(node), node.args[0] if node.args else None
+        if not is_affine(norm) or not isinstance(before, fx.Node):
+            continue
+        conv = plain_module(before)
+        if type(conv) is nn.Conv2d and len(before.users) == 1 and calls.count(str(before.target)) == 1:
+            parent, _, leaf = str(before.target).rpartition(".")
+            setattr(traced.get_submodule(parent), leaf, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+
+
+def is_affine(module: nn.Module | None) -> bool:
+    """Is ``module`` a batch norm over maps that uses its running statistics?"""
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training
+
+
+def _make_pure(traced: fx.GraphModule) -> bool:
+    """Give every operation that overwrites its operand a result of its own; False where that cannot be done.
+
+    What read the overwritten tensor afterwards now reads the result. Anything else that shares the
+    tensor's memory, as a view does, would see the change too: the answer is False then.
+    """
+    nodes = list(traced.graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    memory: dict[fx.Node, set[fx.Node]] = {}
+    for node in nodes:
+        operand = node.args[0] if node.args else None
+        pure = _stop_writing(node)
+        if pure is None:
+            shared = set() if _is_fresh(node) or asks_shape(node) else set(node.all_input_nodes)
+            memory[node] = {node}.union(*(memory[other] for other in shared))
+            continue
+        if not pure or not isinstance(operand, fx.Node):
+            return False
+        sharing = [other for other in memory if other is not operand and memory[other] & memory[operand]]
+        if any(place[user] > place[node] for other in sharing for user in other.users):
+            return False
+        operand.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: place[user] > place[node])
+        memory[node] = {node}
+    return True
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(plain_module(node)) in _FRESH_MODULES
+    return node.op in ("call_function", "call_method") and canonical_name(node) in _FRESH_NAMES
+
+
+def _stop_writing(node: fx.Node) -> bool | None:
+    """Make ``node`` leave its operand alone; None where it does already, False where it cannot be made to."""
+    if node.op == "call_module":
+        module = node.graph.owning_module.get_submodule(str(node.target))
+        if not getattr(module, "inplace", False):
+            return None
+        # A copy: the same module may be called elsewhere, where this must be noticed again.
+        pure = copy.deepcopy(module)
+        pure.inplace = False  # type: ignore[assignment]
+        name = f"{node.name}_pure"
+        node.graph.owning_module.add_submodule(name, pure)
+        node.target = name
+        return True
+    if node.op in ("call_function", "call_method"):
+        return _stop_writing_function(node)
+    return None
+
+
+def _stop_writing_function(node: fx.Node) -> bool | None:
+    if node.op == "call_function" and _arguments(node).get("inplace", False):
+        if canonical_name(node) not in ELEMENTWISE_NAMES:
+            return False
+        arguments = _arguments(node) | {"inplace": False}
+        node.args = (arguments.pop("input"),)
+        node.kwargs = arguments
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if "out" in node.kwargs or name in ("setitem", "delitem"):
+        return False
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    plain = name[:-1]
+    if plain not in ELEMENTWISE_NAMES | BINARY_NAMES:
+        return False
+    return _retarget(node, plain)
+
+
+def _retarget(node: fx.Node, name: str) -> bool:
+    if node.op == "call_method":
+        node.target = name
+        return True
+    function: Callable[..., Any] | None = getattr(torch, name, None) or getattr(F, name, None)
+    if function is not None:
+        node.target = function
+    return function is not None

@@ -1,0 +1,191 @@
+"""What is computed on windows and what on whole maps, decided before any candidate is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixelsem.fitness.graph import asks_shape
+from pixelsem.fitness.operations import Join, Operation, Shape, Sliding, Value, understand
+from pixelsem.fitness.windows import Placement, Reach
+
+_PROBES = 2
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """How one operation of the network is computed.
+
+    :ivar window: height and width of the window of one changed pixel; of the map where it is dense.
+    :ivar map: height and width of the whole map; (1, 1) for a vector.
+    :ivar share: all windows of a candidate as a part of the map; 1 where dense.
+    :ivar dense_macs: multiplications and additions, in pairs, of one image on whole maps.
+    :ivar incremental_macs: those that one candidate really costs.
+    """
+
+    name: str
+    op: str
+    window: tuple[int, int]
+    map: tuple[int, int]
+    share: float
+    dense: bool
+    dense_macs: int
+    incremental_macs: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation on windows, and the windows it results in; the input has no operation."""
+
+    operation: Operation | None
+    value: Value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How candidates with a certain number of pixels are scored.
+
+    :ivar steps: what is computed on windows; everything else is computed on whole maps.
+    :ivar kept: the nodes whose clean maps are read.
+    :ivar nodes: the same for people, in the order of computation.
+    """
+
+    steps: dict[fx.Node, Step]
+    kept: frozenset[fx.Node]
+    nodes: list[NodePlan]
+
+
+class Analysis:
+    """Everything about a network at one size of image that does not depend on the number of changed pixels.
+
+    :ivar steps: what could be computed on windows, however large these are.
+    """
+
+    def __init__(self, graph: fx.GraphModule, images: Tensor) -> None:
+        self._graph = graph
+        probe = _Probe(graph)
+        with FlopCounterMode(display=False) as counter:
+            probe.counter = counter
+            probe.run(images[:1].expand(_PROBES, *images.shape[1:]).contiguous())
+        self._shapes, self._macs = probe.shapes, probe.macs
+        self._reached = _reached(graph.graph, self._shapes)
+        self.steps: dict[fx.Node, Step] = {}
+        values: dict[fx.Node, Value] = {}
+        for node in graph.graph.nodes:
+            step = self._step(node, values)
+            if step is not None:
+                self.steps[node], values[node] = step, step.value
+
+    def plan(self, pixels: int, dense_from: float) -> Plan:
+        """Return the plan for candidates of ``pixels`` changed pixels.
+
+        Maps of which the windows would be a part above ``dense_from`` are computed whole, and all that follows.
+        """
+        steps: dict[fx.Node, Step] = {}
+        for node, step in self.steps.items():
+            fits = node.op == "placeholder" or pixels * step.value.placement.share <= dense_from
+            if fits and all(operand in steps for operand in node.all_input_nodes if operand in self._reached):
+                steps[node] = step
+        nodes = [self._describe(node, steps.get(node), pixels) for node in self._reached if node.op != "output"]
+        return Plan(steps, self._kept(steps), nodes)
+
+    def _step(self, node: fx.Node, values: Mapping[fx.Node, Value]) -> Step | None:
+        shape = self._shapes[node]
+        if node.op == "placeholder" and isinstance(shape, tuple):
+            placement = Placement(Reach.of_input(shape[2]), Reach.of_input(shape[3]))
+            return Step(None, Value(shape, (2, 3), placement))
+        operands = [other for other in node.all_input_nodes if other in self._reached]
+        if node not in self._reached or node.op == "output" or any(other not in values for other in operands):
+            return None
+        operation = understand(node, values, self._shapes)
+        if operation is None:
+            return None
+        whole = shape if isinstance(shape, tuple) else values[operands[0]].shape
+        placement = _placement(operation, [values[other].placement for other in operands])
+        return Step(operation, Value(whole, operation.axes, placement))
+
+    def _kept(self, steps: Mapping[fx.Node, Step]) -> frozenset[fx.Node]:
+        kept: set[fx.Node] = set()
+        for node in self._reached:
+            step = steps.get(node)
+            for operand in node.all_input_nodes:
+                if operand in steps and (step is None or _reads_clean(step, steps[operand])):
+                    kept.add(operand)
+        return frozenset(kept)
+
+    def _describe(self, node: fx.Node, step: Step | None, pixels: int) -> NodePlan:
+        macs = self._macs[node]
+        known = step or self.steps.get(node)
+        size = known.value.placement.map if known else _map_size(self._shapes[node])
+        window = step.value.placement.window if step else size
+        share = pixels * step.value.placement.share if step else 1.0
+        operation = self._graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        name = type(operation).__name__ if operation else getattr(node.target, "__name__", str(node.target))
+        return NodePlan(node.name, name, window, size, share, step is None, macs, round(macs * share))
+
+
+class _Probe(fx.Interpreter):
+    """Notes the shape of every result and what it costs."""
+
+    counter: FlopCounterMode
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False
+        self.shapes: dict[fx.Node, Shape | list[Shape] | None] = {}
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(node)
+        self.macs[node] = (self.counter.get_total_flops() - before) // (2 * _PROBES)
+        self.shapes[node] = _shape(result)
+        return result
+
+
+def _shape(result: object) -> Shape | list[Shape] | None:
+    if isinstance(result, Tensor):
+        return tuple(result.shape)
+    if isinstance(result, (list, tuple)) and result and all(isinstance(part, Tensor) for part in result):
+        return [tuple(part.shape) for part in result]
+    return None
+
+
+def _reached(graph: fx.Graph, shapes: Mapping[fx.Node, Shape | list[Shape] | None]) -> dict[fx.Node, None]:
+    """Return the nodes, in order, whose value depends on that of the image: not on its shape alone."""
+    reached: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        depends = any(operand in reached for operand in node.all_input_nodes) and not asks_shape(node)
+        if node.op == "placeholder" or depends:
+            reached[node] = None
+    return reached
+
+
+def _placement(operation: Operation, operands: list[Placement]) -> Placement:
+    placement = operands[0]
+    if isinstance(operation, Sliding):
+        return placement.through(operation.y, operation.x, operation.size)
+    for other in operands[1:]:
+        placement = placement if other is placement else placement.union(other)
+    return placement
+
+
+def _reads_clean(step: Step, operand: Step) -> bool:
+    """Does this operation on windows read more of its operand than the operand's windows?"""
+    if isinstance(step.operation, Join):
+        return step.value.placement is not operand.value.placement
+    return isinstance(step.operation, Sliding)
+
+
+def _map_size(shape: Shape | list[Shape] | None) -> tuple[int, int]:
+    return (shape[2], shape[3]) if isinstance(shape, tuple) and len(shape) == 4 else (1, 1)
+
+
+def full_size(value: Value, count: int) -> torch.Size:
+    """Return the shape of the whole maps of ``count`` candidates."""
+    return torch.Size((count, *value.shape[1:]))
