@@ -37,7 +37,7 @@ TABLE = Table(
     ],
     rows=[
         ["my|net_1", 1, Rate(64, 500, 0.1015, 0.1601, 500.0), 0.7401, 1.625, -0.062, 0.0004],
-        ["a, \"b\"", None, None, None, None, None, None],
+        ['a, "b"', None, None, None, None, None, None],
     ],
     notes=["50 % of *all* {images}."],
 )
@@ -48,7 +48,7 @@ my|net_1,1,0.128,0.1015,0.1601,64,500,0.7401,1.625,-0.062,0.0004
 "a, ""b""",,,,,,,,,,
 '''
 
-MARKDOWN = r'''**Success & cost of 100 %**
+MARKDOWN = r"""**Success & cost of 100 %**
 
 | Network | Pixels | Untargeted\_1 | Confidence | Generations | Difference | p |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -56,9 +56,9 @@ MARKDOWN = r'''**Success & cost of 100 %**
 | a, "b" | – | – | – | – | – | – |
 
 - 50 % of \*all\* {images}.
-'''
+"""
 
-LATEX = r'''\begin{table}
+LATEX = r"""\begin{table}
 \centering
 \caption{Success \& cost of 100 \%}
 \label{tab:success}
@@ -72,7 +72,7 @@ a, "b" & -- & -- & -- & -- & -- & -- \\
 \end{tabular}
 \par\footnotesize 50 \% of *all* \{images\}.
 \end{table}
-'''
+"""
 
 
 def test_csv():

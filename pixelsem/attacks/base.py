@@ -56,9 +56,7 @@ class Searches:
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
         names = [None if target < 0 else str(target) for target in targets.tolist()]
         generators = [generator(seed, 0, p, region, name) for p, name in zip(pixels, names, strict=True)]
-        return cls(
-            images, torch.arange(count), labels, targets, whole if regions is None else regions, generators
-        )
+        return cls(images, torch.arange(count), labels, targets, whole if regions is None else regions, generators)
 
     def __len__(self) -> int:
         return len(self.image)

@@ -81,7 +81,7 @@ class Evolution:
         return self.trials
 
     def tell(self, fitness: Tensor) -> None:
-        """Take the fitness of what :meth:`ask` returned, float [n, P], and select: a trial no worse replaces its parent."""
+        """Take the fitness of what :meth:`ask` returned, float [n, P]; a trial no worse replaces its parent."""
         fitness = torch.nan_to_num(fitness.to(self.device, torch.float32), nan=torch.inf)
         self.accepted = fitness <= self.fitness
         self.close = (fitness - self.fitness).abs() <= CLOSE

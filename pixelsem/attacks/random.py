@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def generator(
-    seed: int, repeat: int, image: NDArray[np.uint8], region: str, target: str | None
-) -> np.random.Generator:
+def generator(seed: int, repeat: int, image: NDArray[np.uint8], region: str, target: str | None) -> np.random.Generator:
     """Return the counter-based generator of one search, keyed by all of the arguments.
 
     ``image`` is the clean image, uint8 [H, W, 3], at the classifier's resolution: neither its name nor its

@@ -93,9 +93,7 @@ class RegionOptions(Settings):
         if self.region not in ("original", "foreground", "background", "all") and not (
             name == "label" and number.isdigit()
         ):
-            raise PixelsemError(
-                f"--region: {self.region!r} is none of original, foreground, background, all, label:N"
-            )
+            raise PixelsemError(f"--region: {self.region!r} is none of original, foreground, background, all, label:N")
         if self.grow and self.shrink:
             raise PixelsemError("--grow and --shrink exclude each other")
         if self.region == "original" and (self.grow or self.shrink):

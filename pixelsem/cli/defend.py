@@ -103,7 +103,7 @@ def _digest(*parts: Tensor) -> str:
     """Return the sha256 (hex) of the images and labels themselves."""
     content = hashlib.sha256()
     for part in parts:
-        content.update(part.numpy())
+        content.update(part.numpy().tobytes())
     return content.hexdigest()
 
 

@@ -25,6 +25,7 @@ Stages = Annotated[
     typer.Argument(help="Attack stages; several make one table (default: stdin, or the newest attack stage)."),
 ]
 
+
 def register(app: typer.Typer) -> None:
     """Add the ``evaluate`` group; ``success`` is what it does when no subcommand is named."""
     group = typer.Typer(cls=group_with_default("success"), help="Make tables from what attacks left behind.")

@@ -219,9 +219,7 @@ class AttackRun:
             self.tally.queries = before + progress.queries - start
             self.tally.on_change(self.tally)
 
-        progress = Progress(
-            on_change=changed, should_stop=lambda: deadline is not None and time.monotonic() > deadline
-        )
+        progress = Progress(on_change=changed, should_stop=lambda: deadline is not None and time.monotonic() > deadline)
         left = len(tasks)
         for outcome in self.plan.attack(self._searches(tasks), self.evaluator, self.plan.settings, progress):
             self._finish(tasks[outcome.search], outcome)

@@ -32,7 +32,7 @@ class DenseScorer:
 
     def __init__(self, classifier: Classifier, precision: str) -> None:
         self._dtype = _DTYPES[precision]
-        self._classifier = copy.deepcopy(classifier).to(self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._classifier = copy.deepcopy(classifier).to(self._dtype).to(memory_format=torch.channels_last)
         self._images = torch.empty(0)
 
     def attach(self, images: Tensor) -> None:
@@ -112,7 +112,7 @@ class Evaluator:
 
         One image at a time: what is decided here must not depend on what else is in a batch.
         """
-        with _full_fp32():
+        with _MatmulPrecision("fp32"):
             unit = images.to(self.device).float() / 255
             return torch.cat([self.classifier(image[None]).float() for image in unit])
 
@@ -133,7 +133,7 @@ class Evaluator:
         while start < len(edits):
             size = self._batch_size or 64
             try:
-                with _matmul_precision(self.precision):
+                with _MatmulPrecision(self.precision):
                     parts.append(self._scorer.logits(edits[start : start + size]))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._batch_size = _halved(min(size, len(edits) - start), error)
@@ -162,7 +162,7 @@ class Evaluator:
         seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            with _matmul_precision(self.precision):
+            with _MatmulPrecision(self.precision):
                 self._scorer.logits(edits)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -171,7 +171,7 @@ class Evaluator:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that ``name`` (``auto``, ``cpu``, ``cuda``, ``cuda:N``) means; :class:`PixelsemError` if none."""
+    """Return the device that ``name`` means: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; else :class:`PixelsemError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -196,7 +196,7 @@ def _halved(size: int, error: Exception) -> int:
     return size // 2
 
 
-class _matmul_precision:
+class _MatmulPrecision:
     """Set the precision of fp32 convolutions and matrix products on CUDA for the length of a block."""
 
     def __init__(self, precision: str) -> None:
@@ -208,7 +208,3 @@ class _matmul_precision:
 
     def __exit__(self, *_: object) -> None:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
-
-
-def _full_fp32() -> _matmul_precision:
-    return _matmul_precision("fp32")

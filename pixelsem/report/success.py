@@ -207,9 +207,7 @@ def queries_table(setups: Sequence[Setup]) -> Table:
                 values = [value for mean in means for value in (_value(mean), _median(mean))]
                 hits = found.queries.n if found.queries else 0
                 rows.append([*_describe(setup), region, goal, found.searches, hits, *values])
-    notes = [
-        "Query: a candidate that went through the model. All: a failed search counts what it spent of its budget."
-    ]
+    notes = ["Query: a candidate that went through the model. All: a failed search counts what it spent of its budget."]
     return Table("queries", "Queries per search", columns, rows, notes)
 
 
