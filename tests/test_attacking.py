@@ -165,7 +165,7 @@ def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Return a folder: six breakable red images, one that no pixel can break, one that is no green, one without class."""
+    """Return a folder: six breakable red images, an unbreakable, a misclassified and an unlabelled one."""
     for number in range(6):
         write_image(tmp_path / f"photos/red/{number}.png", reddish(number))
     write_image(tmp_path / "photos/red/solid.png", reddish(6, 255, 9))
@@ -607,9 +607,10 @@ def labels_of(stage: Path) -> dict[str, tuple[str, str]]:
 
 def test_labels_from_folders_else_from_the_model(photos: Path, tmp_path: Path) -> None:
     write_image(photos / "deep/red/inner/1.png", reddish(9))
+    write_image(photos / "green/red/1.png", reddish(10))  # the nearest folder counts
     run(tmp_path / "auto", photos, attack=Recorder())
     found = labels_of(tmp_path / "auto")
-    assert found["red/0.png"] == found["deep/red/inner/1.png"] == ("red", "given")
+    assert found["red/0.png"] == found["deep/red/inner/1.png"] == found["green/red/1.png"] == ("red", "given")
     assert found["green/wrong.png"] == ("green", "given")
     assert found["other/plain.png"] == ("red", "predicted")
 
@@ -663,7 +664,7 @@ def test_a_table_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("gone.csv", "."):
-        with pytest.raises(PixelsemError, match="--labels: .*cannot be read.*given, predicted or a CSV"):
+        with pytest.raises(PixelsemError, match=r"--labels: .*cannot be read.*given, predicted or a CSV"):
             Labels(str(tmp_path / name), COLOURS)
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xe4.png,red\n")
     with pytest.raises(PixelsemError, match="cannot be read"):

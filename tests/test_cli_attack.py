@@ -218,12 +218,21 @@ def test_batches_change_nothing(photos: Path) -> None:
     assert files("one") == files("many")
 
 
-def test_colours_only_where_they_are_wanted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    (photos / "red/broken.png").write_text("no image")
-    result = call("photos", code=1)
-    assert "\x1b" not in result.output
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("colours", [True, False])
+def test_colours_unless_they_are_unwanted(photos: Path, colours: bool) -> None:
+    environment = os.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"}
+    if colours:
+        del environment["NO_COLOR"]
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "pixelsem", "attack", "de", "gone"]
+    done = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, env=environment, timeout=120)
+    os.close(theirs)
+    said = os.read(ours, 10000).decode()
+    os.close(ours)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "pixelsem: gone: no such file or folder" in said
+    assert ("\x1b[33m" in said) == colours
 
 
 # Inputs

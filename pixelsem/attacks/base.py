@@ -54,8 +54,8 @@ class Searches:
         whole = torch.ones(count, height, width, dtype=torch.bool)
         targets = no_targets if targets is None else targets
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-        names = [None if target < 0 else str(target) for target in targets.tolist()]
-        generators = [generator(seed, 0, p, region, name) for p, name in zip(pixels, names, strict=True)]
+        wanted = [None if target < 0 else target for target in targets.tolist()]
+        generators = [generator(seed, 0, p, region, target) for p, target in zip(pixels, wanted, strict=True)]
         return cls(images, torch.arange(count), labels, targets, whole if regions is None else regions, generators)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
 from pixelsem.errors import PixelsemError
 from pixelsem.models.settings import ModelOptions
 from pixelsem.settings import Settings
-from pixelsem.stage import STAGE_FILE, Stage
+from pixelsem.stage import STAGE_FILE, Stage, digest
 
 if TYPE_CHECKING:
     from pixelsem.engine.attacking import AttackRun, Tally
@@ -143,8 +143,7 @@ class _AttackCommand:
         if not classifier.trained:
             Console(quiet=self.output.quiet).problem(f"{classifier.name} has no trained weights; results mean nothing")
         labels = Labels(self.goal.labels, classifier.class_names)
-        if self.goal.target is not None:
-            labels.index(self.goal.target, "--target")
+        target = None if self.goal.target is None else labels.index(self.goal.target, "--target")
         regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
         evaluator = Evaluator(
             classifier,
@@ -152,7 +151,7 @@ class _AttackCommand:
             precision=self.evaluator.precision,
             batch_size=self.evaluator.batch_size,
         )
-        stage = self._open_stage(given, source, items, masks, preset, classifier)
+        stage = self._open_stage(given, source, items, masks, preset, classifier, target)
         plan = AttackPlan(
             attack=self.info.load(),
             settings=self.settings,
@@ -173,10 +172,12 @@ class _AttackCommand:
         masks: Path | None,
         preset: str | None,
         model: Classifier,
+        target: int | None,
     ) -> Stage:
         from pixelsem.sources import fingerprint
 
-        region, goal = self.region.to_dict(), self.goal.to_dict()
+        region = self.region.to_dict()
+        goal = self.goal.to_dict() | {"target": target}  # by name or by number: the same class is the same run
         identity = {
             "settings": self.settings.to_dict(),
             "region": {name: value for name, value in region.items() if name != "masks"},
@@ -278,9 +279,9 @@ def _labels_identity(labels: str) -> str:
 
 
 def _masks_identity(masks: Path) -> str:
-    """A stage is its identity; a mask folder its files."""
-    from pixelsem.sources import fingerprint, open_images
+    """A stage is its identity; a mask folder what its files hold."""
+    from pixelsem.sources import open_images
 
     if (masks / STAGE_FILE).is_file():
         return Stage.open(masks).info.identity
-    return fingerprint(open_images(masks).items)
+    return digest({item.id: hashlib.sha256(item.path.read_bytes()).hexdigest() for item in open_images(masks).items})

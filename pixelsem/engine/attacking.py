@@ -241,8 +241,7 @@ class AttackRun:
         )
 
     def _generator(self, task: _Task) -> np.random.Generator:
-        target = None if task.target is None else self.names[task.target]
-        return generator(self.plan.seed, task.repeat, task.image.pixels, task.region, target)
+        return generator(self.plan.seed, task.repeat, task.image.pixels, task.region, task.target)
 
     def _finish(self, task: _Task, outcome: Outcome) -> None:
         """Write one outcome's files, decide its success on what was written, and record it."""

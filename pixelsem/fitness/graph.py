@@ -28,10 +28,13 @@ ELEMENTWISE_MODULES = (
     *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.RReLU),
 )
 ELEMENTWISE_NAMES = frozenset(
-    "relu relu6 silu hardswish hardsigmoid hardtanh gelu leaky_relu elu selu celu sigmoid tanh softplus softsign mish "
-    "logsigmoid abs exp sqrt rsqrt square neg sign log clamp clamp_min clamp_max clone erf reciprocal".split()
+    {
+        *("relu", "relu6", "silu", "hardswish", "hardsigmoid", "hardtanh", "gelu", "leaky_relu", "elu", "selu"),
+        *("celu", "sigmoid", "tanh", "softplus", "softsign", "mish", "logsigmoid", "abs", "exp", "sqrt", "rsqrt"),
+        *("square", "neg", "sign", "log", "clamp", "clamp_min", "clamp_max", "clone", "erf", "reciprocal"),
+    }
 )
-BINARY_NAMES = frozenset("add sub mul div truediv maximum minimum pow".split())
+BINARY_NAMES = frozenset({"add", "sub", "mul", "div", "truediv", "maximum", "minimum", "pow"})
 _FRESH_MODULES = (
     *ELEMENTWISE_MODULES,
     *(nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d),
@@ -41,20 +44,24 @@ _FRESH_NAMES = ELEMENTWISE_NAMES | BINARY_NAMES | {"cat", "concat", "max_pool2d"
 
 
 def lower(network: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Return a graph that computes the logits of ``network``, in evaluation mode, on copies of its weights.
+    """Return a graph that computes the logits of ``network``, which is in evaluation mode.
 
-    ``example`` is float [N, 3, H, W] in the dtype and on the device of the network, which comes along to try
-    the graph on; where graph and network disagree, or tracing fails, the graph is the network as one node.
+    The network stays as it is; what of its modules need not be another shares it with the graph. ``example``,
+    float [N, 3, H, W] of the network's dtype and on its device, is what the graph is tried on: where graph and
+    network disagree, or tracing fails, the graph is the network as one node.
     """
-    network = copy.deepcopy(network).eval()
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(network))
+        traced = fx.symbolic_trace(network)
         _drop_identities(traced)
         agreed = _make_pure(traced)
         _fold_batch_norm(traced)
         traced.graph.lint()
         traced.recompile()
-        agreed = agreed and _same_logits(network, traced, example)
+        # Logits that hardly depend on the image show nothing in fp32; fp64 takes longer.
+        agreed = agreed and (
+            _same_logits(network, traced, example)
+            or _same_logits(copy.deepcopy(network).double(), copy.deepcopy(traced).double(), example.double())
+        )
     except Exception:  # a foreign forward may raise anything on symbolic values
         agreed = False
     return traced if agreed else _as_one_node(network)
@@ -69,11 +76,22 @@ def canonical_name(node: fx.Node) -> str:
     return name if name and known else ""
 
 
+def called_module(node: fx.Node) -> nn.Module:
+    """Return the module that a ``call_module`` node calls."""
+    return _owner(node).get_submodule(str(node.target))
+
+
+def _owner(node: fx.Node) -> fx.GraphModule:
+    owner = node.graph.owning_module
+    assert owner is not None, "graphs here always belong to a module"
+    return owner
+
+
 def plain_module(node: fx.Node) -> nn.Module | None:
     """Return the module that ``node`` calls with one operand and no hooks around it, else None."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
-    module = node.graph.owning_module.get_submodule(str(node.target))
+    module = called_module(node)
     return None if module._forward_hooks or module._forward_pre_hooks else module
 
 
@@ -135,12 +153,12 @@ def _fold_batch_norm(traced: fx.GraphModule) -> None:
     calls = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):
         norm, before = plain_module(node), node.args[0] if node.args else None
-        if not is_affine(norm) or not isinstance(before, fx.Node):
+        if not isinstance(norm, nn.BatchNorm2d) or not is_affine(norm) or not isinstance(before, fx.Node):
             continue
         conv = plain_module(before)
         if type(conv) is nn.Conv2d and len(before.users) == 1 and calls.count(str(before.target)) == 1:
             parent, _, leaf = str(before.target).rpartition(".")
-            setattr(traced.get_submodule(parent), leaf, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+            setattr(traced.get_submodule(parent), leaf, fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
 
@@ -171,7 +189,8 @@ def _make_pure(traced: fx.GraphModule) -> bool:
         sharing = [other for other in memory if other is not operand and memory[other] & memory[operand]]
         if any(place[user] > place[node] for other in sharing for user in other.users):
             return False
-        operand.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: place[user] > place[node])
+        for user in [user for user in operand.users if place[user] > place[node]]:
+            user.replace_input_with(operand, node)
         memory[node] = {node}
     return True
 
@@ -185,14 +204,14 @@ def _is_fresh(node: fx.Node) -> bool:
 def _stop_writing(node: fx.Node) -> bool | None:
     """Make ``node`` leave its operand alone; None where it does already, False where it cannot be made to."""
     if node.op == "call_module":
-        module = node.graph.owning_module.get_submodule(str(node.target))
+        module = called_module(node)
         if not getattr(module, "inplace", False):
             return None
         # A copy: the same module may be called elsewhere, where this must be noticed again.
-        pure = copy.deepcopy(module)
-        pure.inplace = False  # type: ignore[assignment]
+        pure: Any = copy.deepcopy(module)
+        pure.inplace = False
         name = f"{node.name}_pure"
-        node.graph.owning_module.add_submodule(name, pure)
+        _owner(node).add_submodule(name, pure)
         node.target = name
         return True
     if node.op in ("call_function", "call_method"):

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixelsem.fitness.graph import asks_shape
-from pixelsem.fitness.operations import Join, Operation, Shape, Sliding, Value, understand
+from pixelsem.fitness.classes import classify
+from pixelsem.fitness.graph import asks_shape, called_module
+from pixelsem.fitness.kinds import Join, Operation, Shape, Sliding, Value
+from pixelsem.fitness.operations import understand
 from pixelsem.fitness.windows import Placement, Reach
 
 _PROBES = 2
@@ -21,11 +24,11 @@ _PROBES = 2
 class NodePlan:
     """How one operation of the network is computed.
 
-    :ivar window: height and width of the window of one changed pixel; of the map where it is dense.
+    :ivar window: height and width of the largest window of a changed pixel; of the map where it is dense.
     :ivar map: height and width of the whole map; (1, 1) for a vector.
-    :ivar share: all windows of a candidate as a part of the map; 1 where dense.
+    :ivar share: all windows of a candidate as a part of the map, for an average candidate; 1 where dense.
     :ivar dense_macs: multiplications and additions, in pairs, of one image on whole maps.
-    :ivar incremental_macs: those that one candidate really costs.
+    :ivar incremental_macs: those that an average candidate really costs.
     """
 
     name: str
@@ -63,23 +66,29 @@ class Plan:
 class Analysis:
     """Everything about a network at one size of image that does not depend on the number of changed pixels.
 
+    ``image`` is float [1, 3, H, W] as the network takes it; ``classes`` is how many classes the coordinates of
+    pixels are sorted into, per axis: more compute less in vain, in smaller batches.
+
     :ivar steps: what could be computed on windows, however large these are.
+    :ivar of_input: where windows lie in the image itself.
     """
 
-    def __init__(self, graph: fx.GraphModule, images: Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, image: Tensor, classes: int) -> None:
         self._graph = graph
         probe = _Probe(graph)
         with FlopCounterMode(display=False) as counter:
             probe.counter = counter
-            probe.run(images[:1].expand(_PROBES, *images.shape[1:]).contiguous())
+            probe.run(image.expand(_PROBES, *image.shape[1:]).contiguous())
         self._shapes, self._macs = probe.shapes, probe.macs
         self._reached = _reached(graph.graph, self._shapes)
-        self.steps: dict[fx.Node, Step] = {}
-        values: dict[fx.Node, Value] = {}
-        for node in graph.graph.nodes:
-            step = self._step(node, values)
-            if step is not None:
-                self.steps[node], values[node] = step, step.value
+        height, width = image.shape[2:]
+        one = Placement(
+            Reach.of_input(torch.zeros(height, dtype=torch.int64)),
+            Reach.of_input(torch.zeros(width, dtype=torch.int64)),
+        )
+        steps = self._steps(one)
+        self.of_input = Placement(*(Reach.of_input(self._classes(steps, axis, classes)) for axis in ("y", "x")))
+        self.steps = self._steps(self.of_input)
 
     def plan(self, pixels: int, dense_from: float) -> Plan:
         """Return the plan for candidates of ``pixels`` changed pixels.
@@ -94,11 +103,31 @@ class Analysis:
         nodes = [self._describe(node, steps.get(node), pixels) for node in self._reached if node.op != "output"]
         return Plan(steps, self._kept(steps), nodes)
 
-    def _step(self, node: fx.Node, values: Mapping[fx.Node, Value]) -> Step | None:
+    def _steps(self, of_input: Placement) -> dict[fx.Node, Step]:
+        steps: dict[fx.Node, Step] = {}
+        values: dict[fx.Node, Value] = {}
+        for node in self._graph.graph.nodes:
+            step = self._step(node, values, of_input)
+            if step is not None:
+                steps[node], values[node] = step, step.value
+        return steps
+
+    def _classes(self, steps: Mapping[fx.Node, Step], axis: str, count: int) -> Tensor:
+        """Return int64 [S]: the class of each coordinate of a pixel along ``axis``, by what its windows cost."""
+        costly = [
+            (getattr(step.value.placement, axis), self._macs[node]) for node, step in steps.items() if self._macs[node]
+        ]
+        if not costly:
+            return torch.zeros_like(getattr(steps[next(iter(steps))].value.placement, axis).first)
+        sizes = np.stack([reach.sizes.numpy() for reach, _ in costly], 1).astype(np.float64)
+        # What a longer window costs: as many multiplications for each unit as the other axis is long.
+        weight = np.array([macs * max(reach.windows) / reach.length**2 for reach, macs in costly])
+        return torch.from_numpy(classify(sizes, weight, count))
+
+    def _step(self, node: fx.Node, values: Mapping[fx.Node, Value], of_input: Placement) -> Step | None:
         shape = self._shapes[node]
         if node.op == "placeholder" and isinstance(shape, tuple):
-            placement = Placement(Reach.of_input(shape[2]), Reach.of_input(shape[3]))
-            return Step(None, Value(shape, (2, 3), placement))
+            return Step(None, Value(shape, (2, 3), of_input))
         operands = [other for other in node.all_input_nodes if other in self._reached]
         if node not in self._reached or node.op == "output" or any(other not in values for other in operands):
             return None
@@ -122,9 +151,9 @@ class Analysis:
         macs = self._macs[node]
         known = step or self.steps.get(node)
         size = known.value.placement.map if known else _map_size(self._shapes[node])
-        window = step.value.placement.window if step else size
+        window = step.value.placement.largest if step else size
         share = pixels * step.value.placement.share if step else 1.0
-        operation = self._graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        operation = called_module(node) if node.op == "call_module" else None
         name = type(operation).__name__ if operation else getattr(node.target, "__name__", str(node.target))
         return NodePlan(node.name, name, window, size, share, step is None, macs, round(macs * share))
 
@@ -161,7 +190,7 @@ def _reached(graph: fx.Graph, shapes: Mapping[fx.Node, Shape | list[Shape] | Non
     reached: dict[fx.Node, None] = {}
     for node in graph.nodes:
         depends = any(operand in reached for operand in node.all_input_nodes) and not asks_shape(node)
-        if node.op == "placeholder" or depends:
+        if depends or (node.op == "placeholder" and isinstance(shapes[node], tuple)):
             reached[node] = None
     return reached
 
@@ -184,8 +213,3 @@ def _reads_clean(step: Step, operand: Step) -> bool:
 
 def _map_size(shape: Shape | list[Shape] | None) -> tuple[int, int]:
     return (shape[2], shape[3]) if isinstance(shape, tuple) and len(shape) == 4 else (1, 1)
-
-
-def full_size(value: Value, count: int) -> torch.Size:
-    """Return the shape of the whole maps of ``count`` candidates."""
-    return torch.Size((count, *value.shape[1:]))

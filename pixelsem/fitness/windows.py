@@ -1,8 +1,9 @@
 """Where the change of one pixel can be seen in a map, and which rows of stored activations a window reads.
 
-A window is the part of a map that one changed pixel of a candidate reaches. All windows of a map have one
-size, so that the windows of a batch are one tensor; each lies wholly in the map. The two axes of a map
-are independent of each other: everything is computed per axis, once per coordinate a pixel can have.
+A window is the part of a map that one changed pixel of a candidate reaches. Pixels are sorted into classes
+by row and by column; all windows of a map whose pixels are of the same two classes have one size, so that
+they can be one tensor. Every window lies wholly in the map. The two axes of a map are independent of each
+other: everything is computed per axis, once per coordinate a pixel can have.
 """
 
 from __future__ import annotations
@@ -51,16 +52,19 @@ class Reach:
     :ivar length: of the axis of the map.
     :ivar first: int64 [S], the first coordinate reached by a pixel at 0 … S − 1.
     :ivar last: int64 [S], the last one; below ``first`` where the pixel reaches nothing.
+    :ivar classes: int64 [S], the class of each coordinate of a pixel.
     """
 
     length: int
     first: Tensor
     last: Tensor
+    classes: Tensor
 
     @classmethod
-    def of_input(cls, length: int) -> Reach:
+    def of_input(cls, classes: Tensor) -> Reach:
         """Return the reach in the image itself: each pixel reaches itself."""
-        return cls(length, torch.arange(length), torch.arange(length))
+        length = len(classes)
+        return cls(length, torch.arange(length), torch.arange(length), classes)
 
     def through(self, slide: Slide, length: int) -> Reach:
         """Return the reach in the output, ``length`` long, of an operation that slides over this map."""
@@ -68,30 +72,42 @@ class Reach:
         last = (self.last + slide.padding) // slide.stride
         first, last = first.clamp(min=0), last.clamp(max=length - 1)
         nothing = (self.first > self.last) | (first > last)
-        return Reach(length, first.masked_fill(nothing, length), last.masked_fill(nothing, -1))
+        return Reach(length, first.masked_fill(nothing, length), last.masked_fill(nothing, -1), self.classes)
 
     def union(self, other: Reach) -> Reach:
         """Return the smallest intervals that hold both."""
-        return Reach(self.length, torch.minimum(self.first, other.first), torch.maximum(self.last, other.last))
+        first, last = torch.minimum(self.first, other.first), torch.maximum(self.last, other.last)
+        return Reach(self.length, first, last, self.classes)
 
     def equals(self, other: Reach) -> bool:
         """Are all intervals the same?"""
         return torch.equal(self.first, other.first) and torch.equal(self.last, other.last)
 
     @cached_property
-    def window(self) -> int:
-        """The length that holds every interval, at least 1."""
-        return max(1, int((self.last - self.first).max()) + 1)
+    def sizes(self) -> Tensor:
+        """int64 [S]: how many coordinates each pixel reaches."""
+        return (self.last - self.first + 1).clamp(min=0)
+
+    @cached_property
+    def windows(self) -> list[int]:
+        """For each class, the length that holds the interval of all its pixels; at least 1."""
+        count = int(self.classes.max()) + 1
+        return torch.ones(count, dtype=torch.int64).scatter_reduce(0, self.classes, self.sizes, "amax").tolist()
+
+    @cached_property
+    def mean_window(self) -> float:
+        """The length of the window of a pixel, on average over all pixels."""
+        return float(torch.tensor(self.windows, dtype=torch.float64)[self.classes].mean())
 
     @cached_property
     def origin(self) -> Tensor:
         """int64 [S]: where the window of a pixel begins, such that it lies in the map."""
-        return self.first.clamp(0, self.length - self.window)
+        return torch.minimum(self.first, self.length - torch.tensor(self.windows)[self.classes])
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The windows of a map: their size, and where each lies."""
+    """The windows of a map: how large they are, and where each lies."""
 
     y: Reach
     x: Reach
@@ -102,14 +118,14 @@ class Placement:
         return self.y.length, self.x.length
 
     @property
-    def window(self) -> tuple[int, int]:
-        """Height and width of a window."""
-        return self.y.window, self.x.window
+    def largest(self) -> tuple[int, int]:
+        """Height and width of the largest window."""
+        return max(self.y.windows), max(self.x.windows)
 
     @property
     def share(self) -> float:
-        """The part of the map that one window is."""
-        return self.y.window * self.x.window / (self.y.length * self.x.length)
+        """The part of the map that one window is, on average over all pixels."""
+        return self.y.mean_window * self.x.mean_window / (self.y.length * self.x.length)
 
     def through(self, y: Slide, x: Slide, size: tuple[int, int]) -> Placement:
         """Return the windows in the output, ``size`` large, of an operation that slides over this map."""
@@ -121,62 +137,130 @@ class Placement:
         return next((one for one in (self, other) if one.y.equals(both.y) and one.x.equals(both.x)), both)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Windows of one size, one behind the other in a batch."""
+
+    start: int
+    stop: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows of values the windows are."""
+        return (self.stop - self.start) * self.height * self.width
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The windows of a batch in one map, in the order of the batch.
+
+    Their values are rows [R, C]: group by group, window by window, y by y, x by x.
+
+    :ivar top, left: int64 [M], where each window begins.
+    :ivar height, width: int64 [M].
+    :ivar base: int64 [M], the row of each window's first value.
+    """
+
+    placement: Placement
+    groups: list[Group]
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    base: Tensor
+
+    @property
+    def rows(self) -> int:
+        """How many rows all windows are."""
+        return sum(group.rows for group in self.groups)
+
+    def coordinates(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Return y, int64 [n, h], and x, int64 [n, w], of the windows of ``group``."""
+        part, device = slice(group.start, group.stop), self.top.device
+        y = self.top[part, None] + torch.arange(group.height, device=device)
+        return y, self.left[part, None] + torch.arange(group.width, device=device)
+
+
 class Batch:
     """Which image and which pixels every candidate of a batch changes.
 
+    The M = C · K windows of a batch are sorted by the classes of their pixels.
+
     :ivar image: int64 [C].
+    :ivar order: int64 [M], which of the pixels, numbered c · K + k, each window belongs to.
     """
 
-    def __init__(self, image: Tensor, position: Tensor, width: int) -> None:
+    def __init__(self, image: Tensor, position: Tensor, of_input: Placement) -> None:
         self.image = image
-        self._y, self._x = position // width, position % width
-        self._origins: dict[Placement, tuple[Tensor, Tensor]] = {}
+        pixels, device = position.shape[1], position.device
+        y, x = (position // of_input.x.length).flatten(), (position % of_input.x.length).flatten()
+        rows, columns = len(of_input.y.windows), len(of_input.x.windows)
+        classes = of_input.y.classes.to(device)[y] * columns + of_input.x.classes.to(device)[x]
+        self.order = torch.argsort(classes, stable=True)
+        counts = torch.bincount(classes, minlength=rows * columns).tolist()
+        self._classes = [(*divmod(i, columns), count) for i, count in enumerate(counts) if count]
+        self._y, self._x, self._candidate = y[self.order], x[self.order], self.order // pixels
+        self._window = torch.empty_like(self.order)
+        self._window[self.order] = torch.arange(len(self.order), device=device)
+        self._window = self._window.view(-1, pixels)
+        self._layouts: dict[Placement, Layout] = {}
 
-    @property
-    def pixels(self) -> int:
-        """Windows per candidate, K."""
-        return self._y.shape[1]
+    def layout(self, placement: Placement) -> Layout:
+        """Return where the windows of this batch lie in the map that ``placement`` is of."""
+        if placement not in self._layouts:
+            self._layouts[placement] = self._laid_out(placement)
+        return self._layouts[placement]
 
-    def origins(self, placement: Placement) -> tuple[Tensor, Tensor]:
-        """Return (y, x), int64 [C, K]: where the windows begin."""
-        if placement not in self._origins:
-            device = self.image.device
-            y, x = placement.y.origin.to(device)[self._y], placement.x.origin.to(device)[self._x]
-            self._origins[placement] = y, x
-        return self._origins[placement]
+    def _laid_out(self, placement: Placement) -> Layout:
+        groups, start = [], 0
+        for row, column, count in self._classes:
+            groups.append(Group(start, start + count, placement.y.windows[row], placement.x.windows[column]))
+            start += count
+        device = self._y.device
+        counts = torch.tensor([group.stop - group.start for group in groups], device=device)
+        sizes = torch.tensor([(group.height, group.width) for group in groups], device=device)
+        height, width = sizes.repeat_interleave(counts, 0, output_size=start).unbind(1)
+        area = height * width
+        top, left = placement.y.origin.to(device)[self._y], placement.x.origin.to(device)[self._x]
+        return Layout(placement, groups, top, left, height, width, area.cumsum(0) - area)
 
-    def rows_of_windows(self, placement: Placement) -> Tensor:
-        """Return int64 [C · K · h · w]: each element's row among the maps of the candidates, [C · H · W] rows."""
-        (height, width), (h, w) = placement.map, placement.window
-        top, left = self.origins(placement)
-        y = top[:, :, None] + torch.arange(h, device=top.device)
-        x = left[:, :, None] + torch.arange(w, device=top.device)
-        candidate = torch.arange(len(top), device=top.device)[:, None, None] * (height * width)
-        return ((candidate + y * width)[..., None] + x[:, :, None, :]).flatten()
+    def rows_of_windows(self, layout: Layout) -> Tensor:
+        """Return int64 [R]: the row of each value of the windows in the candidates' whole maps, [C · H · W] rows."""
+        height, width = layout.placement.map
+        parts = []
+        for group in layout.groups:
+            y, x = layout.coordinates(group)
+            map_start = self._candidate[group.start : group.stop, None] * (height * width)
+            parts.append(((map_start + y * width)[:, :, None] + x[:, None, :]).flatten())
+        return torch.cat(parts)
 
-    def rows_to_read(self, placement: Placement, y: Tensor, x: Tensor, images: int) -> Tensor:
-        """Return int [C · K · n · m]: the rows that hold the candidates' values at (y, x) of the map.
+    def rows_to_read(self, layout: Layout, group: Group, y: Tensor, x: Tensor, images: int) -> Tensor:
+        """Return int [n · p · q]: the rows that hold the values at ``y``, ``x`` of each window's candidate.
 
-        ``y`` is int64 [C, K, n], ``x`` int64 [C, K, m], and may lie outside the map. The rows are those of
-        ``images`` clean maps, then of the windows ([C, K, h, w]), then one row for all outside the map.
-        A value that lies in several windows of its candidate is read from any: all windows are right.
+        The n windows are those of ``group``; ``y`` is int64 [n, p], ``x`` int64 [n, q], and may lie outside the
+        map. The rows are those of ``images`` clean maps, then of all windows of ``layout``, then one for all
+        outside the map. What lies in several windows of a candidate is read from any: all windows are right.
         """
-        (height, width), (h, w) = placement.map, placement.window
+        height, width = layout.placement.map
         clean = images * height * width
-        outside = clean + self._y.numel() * h * w
+        outside = clean + layout.rows
         kind = torch.int32 if 3 * outside < 2**31 else torch.int64  # half the traffic where it fits
-        inside_y, inside_x = (y >= 0) & (y < height), (x >= 0) & (x < width)
-        from_y = torch.where(inside_y, self.image[:, None, None] * (height * width) + y * width, outside)
-        from_x = torch.where(inside_x, x, outside)
-        rows = from_y.to(kind)[..., None] + from_x.to(kind)[:, :, None, :]
-        top, left = self.origins(placement)
-        blocks = clean + torch.arange(self._y.numel(), device=y.device).view_as(top) * (h * w)
-        for k in range(self.pixels):
-            down, along = y - top[:, k, None, None], x - left[:, k, None, None]
+        candidate = self._candidate[group.start : group.stop]
+        map_start = self.image[candidate, None] * (height * width)
+        from_y = torch.where((y >= 0) & (y < height), map_start + y * width, outside)
+        from_x = torch.where((x >= 0) & (x < width), x, outside)
+        rows = from_y.to(kind)[:, :, None] + from_x.to(kind)[:, None, :]
+        for window in self._window[candidate].unbind(1):
+            down, along = y - layout.top[window, None], x - layout.left[window, None]
+            inside_y = (down >= 0) & (down < layout.height[window, None])
+            inside_x = (along >= 0) & (along < layout.width[window, None])
             # Rows of windows come after all clean rows, so the larger one wins; misses are below zero.
-            in_y = torch.where((down >= 0) & (down < h), blocks[:, k, None, None] + down * w, -outside)
-            in_x = torch.where((along >= 0) & (along < w), along, -outside)
-            rows = torch.maximum(rows, in_y.to(kind)[..., None] + in_x.to(kind)[:, :, None, :])
+            start = clean + layout.base[window, None]
+            from_y = torch.where(inside_y, start + down * layout.width[window, None], -outside)
+            from_x = torch.where(inside_x, along, -outside)
+            rows = torch.maximum(rows, from_y.to(kind)[:, :, None] + from_x.to(kind)[:, None, :])
         return rows.clamp_(max=outside).flatten()
 
 
