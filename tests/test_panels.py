@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import typer
 from attack_stages import info, prediction, record, write_stage
+from matplotlib.patches import Circle
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -78,8 +79,9 @@ class TestDrawing:
         row = make_row()
         panels = draw_panels([row]).axes[2:]  # attacked images, then differences
         for region, axes in zip(REGIONS * 2, panels, strict=True):
-            assert sorted(circle.center for circle in axes.patches) == sorted(row.attacked[region].pixels)
-            assert all(circle.radius > np.sqrt(0.5) for circle in axes.patches)  # the pixel itself stays free
+            circles = [patch for patch in axes.patches if isinstance(patch, Circle)]
+            assert sorted(circle.center for circle in circles) == sorted(row.attacked[region].pixels)
+            assert all(circle.radius > np.sqrt(0.5) for circle in circles)  # the pixel itself stays free
             assert axes.get_xlim() == (-0.5, 9.5)
             assert axes.get_ylim() == (9.5, -0.5)
 
@@ -112,6 +114,18 @@ class TestDrawing:
                 left, top = round(box.x0), round(seen.shape[0] - box.y1)
                 found = seen[top : top + wanted.shape[0], left : left + wanted.shape[1]]
                 assert np.array_equal(found, wanted)
+
+    def test_no_ring_hides_another_changed_pixel(self, tmp_path):
+        places = tuple((x, y) for x in (3, 4, 5) for y in (4, 5))
+        attacked = change(noise(), *places)
+        row = PanelRow("a", noise(), "", {"original": Attacked(attacked, "", True, places)})
+        figure = draw_panels([row], size=100, difference=False)
+        seen = pixels_of(figure, tmp_path)
+        box = figure.axes[1].get_window_extent()
+        left, top = round(box.x0), round(seen.shape[0] - box.y1)
+        for x, y in places:
+            square = seen[top + 10 * y : top + 10 * (y + 1), left + 10 * x : left + 10 * (x + 1)]
+            assert (square == attacked[y, x]).all()
 
     def test_large_images_are_not_made_smaller(self):
         clean = noise(height=60, width=60)

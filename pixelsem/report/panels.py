@@ -285,8 +285,8 @@ class _Sheet:
             axes.set_facecolor(_FAINT)
         else:
             axes.imshow(panel.image, interpolation="nearest", aspect="auto")
-        for circle in _circles(panel, row.clean.shape[1], self.em):
-            axes.add_patch(circle)
+        for mark in _marks(panel, row.clean.shape[1], self.em):
+            axes.add_patch(mark)
         style = {"color": _FOOLED, "weight": "bold"} if panel.fooled else {"color": _INK}
         self._side_by_side(panel.texts, left, top + self.cell_height + 0.9 * self.em, 1, **style)
 
@@ -327,12 +327,17 @@ class _Sheet:
         return float(box.height if text.get_rotation() else box.width)
 
 
-def _circles(panel: _Panel, width: int, em: int) -> Iterator[Circle]:
-    """Yield a ring around every changed pixel, in data coordinates; the pixel itself stays free."""
+def _marks(panel: _Panel, width: int, em: int) -> Iterator[Circle | Rectangle]:
+    """Yield a ring around every changed pixel, in data coordinates, and the pixels again, above all rings."""
     # Smaller where there are many, so that they do not hide the image.
     radius = max(1.9, width * (0.055 if len(panel.pixels) <= 8 else 0.03))
     line = em * 0.17 * 72 / DPI
     colour = _FOOLED if panel.fooled else _INK
     for place in panel.pixels:
         halo = [withStroke(linewidth=2.4 * line, foreground="white")]
-        yield Circle(place, radius, fill=False, edgecolor=colour, linewidth=line, path_effects=halo, clip_on=False)
+        yield Circle(place, radius, fill=False, edgecolor=colour, linewidth=line, path_effects=halo)
+    if panel.image is not None:
+        for x, y in panel.pixels:
+            red, green, blue = (panel.image[y, x] / 255).tolist()
+            corner = (x - 0.5, y - 0.5)
+            yield Rectangle(corner, 1, 1, facecolor=(red, green, blue), linewidth=0, antialiased=False, zorder=2)
