@@ -266,7 +266,8 @@ def build(makers: list[Layer], size: Size, flat: bool) -> nn.Sequential:
             y = layer(x.clone())
         except RuntimeError:
             continue  # the map has become too small for it
-        if 0 < y[0].numel() < 20000 and y.shape[1] <= 48:
+        # Pooling in ceil mode may have outputs that pool nothing, and are not finite.
+        if 0 < y[0].numel() < 20000 and y.shape[1] <= 48 and y.isfinite().all():
             network.append(layer)
             x = y
     if not flat:
@@ -592,14 +593,12 @@ def published(name: str, size: int) -> nn.Module:
             nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for norm in norms:
-        norm.momentum = None  # the statistics become those of the one batch seen below
     with torch.no_grad():
-        network.train()(torch.randn(8, 3, size, size))
         for norm in norms:
-            norm.running_mean += 0.2 * torch.randn_like(norm.running_mean)  # type: ignore[operator, arg-type]
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(0, 0.2)
+            norm.momentum = None  # the statistics become those of the one batch seen now
+        network.train()(torch.randn(8, 3, size, size))
     return network.eval()
 
 

@@ -37,7 +37,7 @@ def show_tables(
 
     write_tables(folder, tables)
     shown = [] if console.quiet else [table for table in tables if table.name not in _NOT_SHOWN]
-    for table in shown:
+    for table in reversed(shown):  # the first table is the answer: it comes last, where a terminal leaves the eye
         console.table(to_rich(table, console.rich.width))
     for note in notes:
         console.note(f"note: {note}")

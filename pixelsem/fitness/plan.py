@@ -81,13 +81,11 @@ class Analysis:
             probe.run(image.expand(_PROBES, *image.shape[1:]).contiguous())
         self._shapes, self._macs = probe.shapes, probe.macs
         self._reached = _reached(graph.graph, self._shapes)
-        height, width = image.shape[2:]
-        one = Placement(
-            Reach.of_input(torch.zeros(height, dtype=torch.int64)),
-            Reach.of_input(torch.zeros(width, dtype=torch.int64)),
-        )
-        steps = self._steps(one)
-        self.of_input = Placement(*(Reach.of_input(self._classes(steps, axis, classes)) for axis in ("y", "x")))
+        # Windows of all sizes first: what they cost tells which pixels should share a size.
+        lengths = [torch.zeros(length, dtype=torch.int64, device=image.device) for length in image.shape[2:]]
+        steps = self._steps(Placement(*map(Reach.of_input, lengths)))
+        sorted_out = [self._classes(steps, axis, classes).to(image.device) for axis in ("y", "x")]
+        self.of_input = Placement(*map(Reach.of_input, sorted_out))
         self.steps = self._steps(self.of_input)
 
     def plan(self, pixels: int, dense_from: float) -> Plan:
@@ -119,7 +117,7 @@ class Analysis:
         ]
         if not costly:
             return torch.zeros_like(getattr(steps[next(iter(steps))].value.placement, axis).first)
-        sizes = np.stack([reach.sizes.numpy() for reach, _ in costly], 1).astype(np.float64)
+        sizes = np.stack([reach.sizes.cpu().numpy() for reach, _ in costly], 1).astype(np.float64)
         # What a longer window costs: as many multiplications for each unit as the other axis is long.
         weight = np.array([macs * max(reach.windows) / reach.length**2 for reach, macs in costly])
         return torch.from_numpy(classify(sizes, weight, count))

@@ -63,8 +63,8 @@ class Reach:
     @classmethod
     def of_input(cls, classes: Tensor) -> Reach:
         """Return the reach in the image itself: each pixel reaches itself."""
-        length = len(classes)
-        return cls(length, torch.arange(length), torch.arange(length), classes)
+        each = torch.arange(len(classes), device=classes.device)
+        return cls(len(classes), each, each, classes)
 
     def through(self, slide: Slide, length: int) -> Reach:
         """Return the reach in the output, ``length`` long, of an operation that slides over this map."""
@@ -91,18 +91,23 @@ class Reach:
     @cached_property
     def windows(self) -> list[int]:
         """For each class, the length that holds the interval of all its pixels; at least 1."""
-        count = int(self.classes.max()) + 1
-        return torch.ones(count, dtype=torch.int64).scatter_reduce(0, self.classes, self.sizes, "amax").tolist()
+        least = self.classes.new_ones(int(self.classes.max()) + 1)
+        return least.scatter_reduce(0, self.classes, self.sizes, "amax").tolist()
 
     @cached_property
     def mean_window(self) -> float:
         """The length of the window of a pixel, on average over all pixels."""
-        return float(torch.tensor(self.windows, dtype=torch.float64)[self.classes].mean())
+        return float(self._of_pixels.double().mean())
 
     @cached_property
     def origin(self) -> Tensor:
         """int64 [S]: where the window of a pixel begins, such that it lies in the map."""
-        return torch.minimum(self.first, self.length - torch.tensor(self.windows)[self.classes])
+        return torch.minimum(self.first, self.length - self._of_pixels)
+
+    @property
+    def _of_pixels(self) -> Tensor:
+        """int64 [S]: the length of the window of each pixel."""
+        return self.classes.new_tensor(self.windows)[self.classes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +202,7 @@ class Batch:
         pixels, device = position.shape[1], position.device
         y, x = (position // of_input.x.length).flatten(), (position % of_input.x.length).flatten()
         rows, columns = len(of_input.y.windows), len(of_input.x.windows)
-        classes = of_input.y.classes.to(device)[y] * columns + of_input.x.classes.to(device)[x]
+        classes = of_input.y.classes[y] * columns + of_input.x.classes[x]
         self.order = torch.argsort(classes, stable=True)
         counts = torch.bincount(classes, minlength=rows * columns).tolist()
         self._classes = [(*divmod(i, columns), count) for i, count in enumerate(counts) if count]
@@ -223,7 +228,7 @@ class Batch:
         sizes = torch.tensor([(group.height, group.width) for group in groups], device=device)
         height, width = sizes.repeat_interleave(counts, 0, output_size=start).unbind(1)
         area = height * width
-        top, left = placement.y.origin.to(device)[self._y], placement.x.origin.to(device)[self._x]
+        top, left = placement.y.origin[self._y], placement.x.origin[self._x]
         return Layout(placement, groups, top, left, height, width, area.cumsum(0) - area)
 
     def rows_of_windows(self, layout: Layout) -> Tensor:
