@@ -41,10 +41,11 @@ def make_edits(count: int = 50, pixels: int = 2) -> Edits:
     )
 
 
+@pytest.mark.parametrize("scorer", ["dense", "incremental"])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_scores_are_the_classifiers_own_logits(images: torch.Tensor, batch: int) -> None:
+def test_scores_are_the_classifiers_own_logits(images: torch.Tensor, batch: int, scorer: str) -> None:
     classifier, edits = make_classifier(), make_edits()
-    evaluator = Evaluator(classifier, device="cpu", batch_size=batch)
+    evaluator = Evaluator(classifier, device="cpu", batch_size=batch, scorer=scorer)
     clean = evaluator.attach(images)
     with torch.inference_mode():
         expected = classifier(edits.render(images).float() / 255)
@@ -142,6 +143,11 @@ def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(images: to
     evaluator._scorer = _SmallMemory(evaluator._scorer, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         evaluator.attach(images)
+
+
+def test_unknown_scorers_are_refused() -> None:
+    with pytest.raises(PixelsemError, match="none of dense, incremental"):
+        Evaluator(make_classifier(), device="cpu", scorer="psychic")
 
 
 def test_unknown_devices_are_refused() -> None:

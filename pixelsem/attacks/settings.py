@@ -131,5 +131,10 @@ class EvaluatorOptions(Settings):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = option(
         "fp32", "Arithmetic of the search; success is always decided in fp32 on the written file."
     )
+    evaluator: Literal["dense", "incremental"] = option(
+        "dense",
+        "dense runs the whole network on every candidate; incremental computes only what the changed pixels reach "
+        "(faster, and takes memory for the clean images' activations).",
+    )
     batch_size: int | None = option(None, "Candidates per forward pass (default: found by trying).", low=1)
     in_flight: int = option(64, "Searches that run in lock-step.", low=1)

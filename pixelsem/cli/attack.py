@@ -150,6 +150,7 @@ class _AttackCommand:
             device=self.evaluator.device,
             precision=self.evaluator.precision,
             batch_size=self.evaluator.batch_size,
+            scorer=self.evaluator.evaluator,
         )
         stage = self._open_stage(given, source, items, masks, preset, classifier, target)
         plan = AttackPlan(

@@ -61,7 +61,9 @@ class Evaluator:
 
     ``precision`` is the arithmetic of :meth:`score`; :meth:`confirm` always uses fp32. ``batch_size`` is
     the number of candidates per forward pass; None finds the fastest by trying. A batch that does not
-    fit in memory is halved, for good.
+    fit in memory is halved, for good. ``scorer`` is ``dense``, the whole network for every candidate, or
+    ``incremental``, only what the changed pixels reach (:mod:`pixelsem.fitness.incremental`): the same
+    logits but for the order of sums.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Evaluator:
         device: str | torch.device = "auto",
         precision: str = "fp32",
         batch_size: int | None = None,
+        scorer: str = "dense",
     ) -> None:
         self.device = pick_device(str(device))
         self.precision = precision
@@ -78,7 +81,7 @@ class Evaluator:
         self.queries = 0
         self._batch_size = batch_size
         self._images = torch.empty(0)
-        self._scorer: Scorer = DenseScorer(self.classifier, precision)
+        self._scorer = _make_scorer(scorer, self.classifier, precision)
 
     @property
     def batch_size(self) -> int | None:
@@ -168,6 +171,16 @@ class Evaluator:
                 torch.cuda.synchronize(self.device)
             seconds = time.perf_counter() - start
         return seconds
+
+
+def _make_scorer(name: str, classifier: Classifier, precision: str) -> Scorer:
+    if name == "incremental":
+        from pixelsem.fitness.incremental import IncrementalScorer
+
+        return IncrementalScorer(classifier, precision)
+    if name != "dense":
+        raise PixelsemError(f"--evaluator: {name!r} is none of dense, incremental")
+    return DenseScorer(classifier, precision)
 
 
 def pick_device(name: str) -> torch.device:
