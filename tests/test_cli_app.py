@@ -98,8 +98,15 @@ def test_usage_errors_are_one_line_and_a_hint(
     assert done.stderr.splitlines() == lines
 
 
+def _heed_signals() -> None:
+    """A child started in the background may have been told to ignore them, and would pass that on."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(script: Path, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, str(script), *map(str, arguments)]
+    options = {"preexec_fn": _heed_signals, **options}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -7,6 +7,7 @@ are told apart by the colour-blind too; what they say is also said by words, wei
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,7 @@ class _Panel:
     pixels: Sequence[tuple[int, int]] = ()
 
 
-class _Column:
+class _Column(ABC):
     """One column: what stands above it, and its panel in each row.
 
     :ivar title: the heading.
@@ -174,8 +175,9 @@ class _Column:
     title: str
     legend: Sequence[tuple[str, str]]
 
+    @abstractmethod
     def panel(self, row: PanelRow) -> _Panel:
-        raise NotImplementedError
+        """Return what the column shows of ``row``."""
 
 
 class _Original(_Column):
