@@ -210,3 +210,16 @@ def test_a_folder_that_is_a_file(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         write_tables(tmp_path / "out", [TABLE])
     assert (tmp_path / "out").read_text() == ""
+
+
+def test_what_fits_in_no_way_becomes_two_tables_cut_between_networks():
+    columns = [Column("n", "Network", about=True), Column("r", "Region", about=True), *wide((), 6).columns[2:]]
+    names = [("allconv", "original"), ("nin", "original"), ("nin", "foreground"), ("nin", "background")]
+    rows = [[*name, *(1000.0 + i for i in range(6))] for name in names]
+    text = shown(Table("t", "Title", columns, rows, ["the note"]), 50)
+    assert max(map(len, text.splitlines())) <= 50
+    titles = [line for line in text.splitlines() if line.startswith("Title")]
+    assert titles == ["Title · network allconv", "Title · network nin"]
+    assert text.count("the note") == 1
+    assert text.index("the note") > text.index("Title · network nin")
+    assert text.count("1005.0") == 4

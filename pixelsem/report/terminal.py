@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pixelsem.report.tables import Table
@@ -54,7 +54,8 @@ def _longest(texts: Sequence[str]) -> int:
 def to_rich(table: Table, width: int) -> RenderableType:
     """Return the table for a terminal of ``width`` characters.
 
-    What all rows are about is said in the title, and columns without any value are left out.
+    What all rows are about is said in the title, and columns without any value are left out. What fits in no
+    way is printed as two tables, one below the other.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
@@ -63,6 +64,9 @@ def to_rich(table: Table, width: int) -> RenderableType:
 
     title, layout = _settle(table)
     chosen = next((choice for choice in _choices(layout) if choice.fits(width)), None)
+    if chosen is None and len(table.rows) > 1:
+        first, second = _halves(table)
+        return Group(to_rich(first, width), to_rich(second, width))
     made = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     # Left to itself, rich would break words of a heading before it breaks between them.
     tight = chosen is not None and not chosen.fits(width, whole_heads=True)
@@ -73,6 +77,15 @@ def to_rich(table: Table, width: int) -> RenderableType:
     for row in chosen.rows:
         made.add_row(*map(Text, row))
     return Group(Text(title, style="bold"), made, *(Text(note, style="dim") for note in table.notes), Text())
+
+
+def _halves(table: Table) -> tuple[Table, Table]:
+    """Cut a table in two, where its first label changes nearest to the middle; the notes stay below the second."""
+    middle = len(table.rows) / 2
+    labels = [[cell for cell, column in zip(row, table.columns, strict=True) if column.about] for row in table.rows]
+    cuts = [i for i in range(1, len(labels)) if labels[i][:1] != labels[i - 1][:1]] or range(1, len(labels))
+    cut = min(cuts, key=lambda place: abs(place - middle))
+    return replace(table, rows=table.rows[:cut], notes=()), replace(table, rows=table.rows[cut:])
 
 
 def _choices(layout: _Layout) -> Iterator[_Layout]:
