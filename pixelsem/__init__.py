@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pixelsem.version import __version__
+
 if TYPE_CHECKING:
     from pixelsem.attacks.base import Outcome, Progress, Searches
     from pixelsem.attacks.de import differential_evolution
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from pixelsem.fitness.evaluator import Evaluator
     from pixelsem.images import read_image, read_mask, write_image
     from pixelsem.models import Classifier, load_classifier
-    from pixelsem.models.inputs import fit_image
+    from pixelsem.models.inputs import fit_image, fit_mask
     from pixelsem.regions.grabcut import grabcut
     from pixelsem.regions.settings import GrabCutSettings
     from pixelsem.stage import Stage, open_stage
@@ -36,6 +38,7 @@ _HOME = {
     "Stage": "stage",
     "differential_evolution": "attacks.de",
     "fit_image": "models.inputs",
+    "fit_mask": "models.inputs",
     "grabcut": "regions.grabcut",
     "load_classifier": "models",
     "open_stage": "stage",
@@ -43,8 +46,6 @@ _HOME = {
     "read_mask": "images",
     "write_image": "images",
 }
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "differential_evolution",
     "fit_image",
+    "fit_mask",
     "grabcut",
     "load_classifier",
     "open_stage",

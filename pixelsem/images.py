@@ -56,7 +56,7 @@ def list_images(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Read an image as uint8 [H, W, 3] RGB, C-contiguous and writable.
 
     EXIF orientation is applied; palette, grey and CMYK images are converted, 16 bits are scaled to 8, alpha is
@@ -64,7 +64,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     truncated, over :data:`MAX_PIXELS`, several frames, or a kind of pixel with no agreed meaning as a picture
     (32-bit, Lab).
     """
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         image.load()
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
         if not sixteen and image.mode in ("I", "F", "LAB", "HSV"):
@@ -147,14 +147,14 @@ def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> 
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
 
 
-def read_mask(path: Path) -> NDArray[np.int32]:
+def read_mask(path: Path | str) -> NDArray[np.int32]:
     """Read a mask as int32 [H, W], with the numbers that are in the file.
 
     Grey levels of any depth, palette indices (not colours), 0 and 255 for black and white; of a colour image
     whose channels are equal, that channel. Raises :class:`InputError` for a colour image, and as
     :func:`read_image` does.
     """
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         stretch = _STRETCH.get(_raw_mode(image), 1)
         image.load()
         if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):

@@ -1,6 +1,6 @@
 """The records of a manifest: one schema per kind of stage, checked on reading.
 
-Confidences are softmax probabilities in [0, 1] computed in fp32. Paths are relative, with ``/``.
+Confidences are softmax probabilities in [0, 1] of fp32 logits. Paths are relative, with ``/``.
 """
 
 from __future__ import annotations

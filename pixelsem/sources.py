@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -110,17 +111,19 @@ def select(
 
 
 def fingerprint(items: Sequence[ImageItem]) -> str:
-    """Return the digest of the images' ids and file sizes: the identity of a command's input.
+    """Return the digest of the images' ids and contents: the identity of a command's input.
 
-    Where the folder lies does not enter it, so that a moved one is still the same; contents are not read,
-    which would take minutes on a large folder.
+    Where the folder lies does not enter it, so that a moved one is still the same.
     """
-    return digest(dict(_sizes(items)))
+    with ThreadPoolExecutor() as pool:  # hashing and reading both let other threads run
+        contents = pool.map(lambda item: file_digest(item.path), items)
+        return digest({item.id: content for item, content in zip(items, contents, strict=True)})
 
 
-def _sizes(items: Sequence[ImageItem]) -> Iterator[tuple[str, int]]:
-    for item in items:
-        try:
-            yield item.id, item.path.stat().st_size
-        except OSError:  # a broken link: reading it later reports it
-            yield item.id, -1
+def file_digest(path: Path) -> str:
+    """Return the sha256 (hex) of a file; of a broken link, which reading reports later, an empty text."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -539,7 +539,7 @@ def test_a_damaged_line_is_named_and_an_unfinished_one_done_again(photos: Path, 
 
 
 def test_time_limit(photos: Path, reference: Path) -> None:
-    result = call("photos", "-o", "out", *ALL, "--time-limit", "0")
+    result = call("photos", "-o", "out", *ALL, "--time-limit", "0", code=1)
     assert "pixelsem: the time limit ended the run; the same command goes on from there" in result.stderr
     assert {record.outcome for record in records("out").values()} <= {"misclassified"}
     result = call("photos", "-o", "out", *ALL)
@@ -640,3 +640,13 @@ def test_options_of_a_stage_hold_no_path_of_this_machine(photos: Path) -> None:
     stage = Path(call("photos", "--region", "foreground", "--masks", "masks").stdout.strip())
     assert str(photos.parent) not in str(yaml.safe_load((stage / "stage.yaml").read_text()))
     assert str(photos.parent) not in (stage / "manifest.jsonl").read_text()
+
+
+def test_an_image_of_the_target_class_is_counted_as_skipped(photos: Path) -> None:
+    result = call("photos", "-o", "out", "--target", "red")
+    assert "the image is of the target's class already" in result.stderr
+
+
+def test_dash_without_any_line_is_an_error(photos: Path) -> None:
+    result = call("-", code=2)
+    assert result.stderr == "pixelsem: -: nothing came from stdin; did the command before the pipe fail?\n"

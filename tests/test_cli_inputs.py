@@ -82,6 +82,12 @@ def test_arguments_and_pipes(here: Path, line: str, expected: str) -> None:
     assert shell(line) == (0, expected, "")
 
 
+@pytest.mark.parametrize("line", ["RESOLVE - < /dev/null", ": | RESOLVE -", "RESOLVE - <&-"])
+def test_a_dash_that_brings_nothing_is_an_error(here: Path, line: str) -> None:
+    make_stage(here / "run" / "s")
+    assert shell(line) == (2, "", "-: nothing came from stdin; did the command before the pipe fail?")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -89,9 +95,6 @@ def test_arguments_and_pipes(here: Path, line: str, expected: str) -> None:
         ": | RESOLVE",
         "printf '\\n \\n' | RESOLVE",
         "RESOLVE <&-",
-        "RESOLVE - < /dev/null",
-        ": | RESOLVE -",
-        "RESOLVE - <&-",
         "echo imgs > list; RESOLVE < list",  # a file is read only where - asks for it
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pixelsem.attacks.base import Outcome, Progress, Searches, fitness_of, is_hi
 from pixelsem.attacks.de import differential_evolution
 from pixelsem.attacks.few_pixel import PixelCoding, bounding_boxes, snap_tables
 from pixelsem.attacks.random import generator
-from pixelsem.attacks.settings import DE_PRESETS, DESettings
+from pixelsem.attacks.settings import DE_PRESETS, DESettings, RegionOptions
+from pixelsem.errors import PixelsemError
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.models.classifier import Classifier, Preprocessing
@@ -285,3 +287,12 @@ def test_genes_cover_every_pixel_and_colour_evenly() -> None:
     ends = coding.edits(torch.tensor([[[0.0] * 5, [1.0] * 5]], dtype=torch.float64))
     assert ends.position.flatten().tolist() == [0, 19]
     assert ends.colour[:, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(PixelsemError, match="go with --stop confidence"):
+        DESettings(stop_true=0.1)
+    with pytest.raises(PixelsemError, match="cannot go with --no-early-stop"):
+        DESettings(stop="confidence", early_stop=False)
+    with pytest.raises(PixelsemError, match="another --region than original"):
+        RegionOptions(masks=Path("masks"))

@@ -75,6 +75,19 @@ def test_low_precision_is_close_but_not_equal(images: torch.Tensor) -> None:
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_normalisation_stays_in_fp32_whatever_the_search(images: torch.Tensor) -> None:
+    classifier = make_classifier()
+    seen: list[torch.Tensor] = []
+    classifier.network[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[operator]
+    edits = make_edits(4)
+    evaluator = Evaluator(classifier, device="cpu", precision="bf16", batch_size=4)
+    evaluator.attach(images)
+    seen.clear()
+    evaluator.score(edits)
+    exact = (edits.render(images).float() / 255 - classifier.mean) / classifier.std
+    assert torch.equal(seen[0], exact.bfloat16())
+
+
 def test_confirming_is_fp32_whatever_the_search(images: torch.Tensor) -> None:
     classifier = make_classifier()
     half = Evaluator(classifier, device="cpu", precision="bf16")

@@ -21,7 +21,7 @@ LAYERS = [
     {"stage", "images"},
     {"records", "yaml_files"},
     {"files", "settings"},
-    {"errors"},
+    {"errors", "version"},
 ]
 LEVEL = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

@@ -430,3 +430,23 @@ def test_compare_ignores_the_order_and_names_what_is_missing():
     assert [key[0] for key in found.identical] == ["1.png"]
     assert [difference.key[0] for difference in found.of("unexplained")] == ["3.png"]
     assert ([key[0] for key in found.only_first], [key[0] for key in found.only_second]) == (["2.png"], ["4.png"])
+
+
+def test_attacks_on_the_whole_image_count_in_every_variant_that_they_fit() -> None:
+    whole = ("whole", info(), [record()])
+    grown = [(f"grow{n}", info("foreground", grow=n), [record(region="foreground")]) for n in (0, 2)]
+    for order in ([whole, *grown], [*grown, whole]):
+        setups, notes = combine(stages(*order))
+        assert [setup.regions for setup in setups] == [["original", "foreground"]] * 2
+        assert [setup.variant for setup in setups] == ["grow=0", "grow=2"]
+        assert notes == []
+
+
+def test_searches_that_differ_in_more_than_the_constraint_say_so() -> None:
+    paper = info(constraint="revert", strategy="rand1bin", stop="confidence")
+    ours = info(constraint="encode", strategy="rand1bin", stop="hit")
+    setups, _ = combine(stages(("a", ours, [record()]), ("b", paper, [record()])))
+    assert [setup.variant for setup in setups] == ["stop=hit", "stop=confidence"]
+    plain = info(constraint="revert", strategy="rand1bin", stop="hit")
+    setups, _ = combine(stages(("a", ours, [record()]), ("b", plain, [record()])))
+    assert [setup.variant for setup in setups] == ["", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,13 @@ def test_every_command_is_in_the_readme() -> None:
         for below in getattr(command, "commands", {}):
             # A group's default subcommand goes without its name.
             assert f"{name} {below}" in text or below in ("images", "success"), f"pixelsem {name} {below}"
+
+
+@pytest.mark.slow
+def test_the_python_example_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    searching, reading = code.split("for record in pixelsem.open_stage(")
+    assert ".records()" in reading
+    done = subprocess.run([sys.executable, "-c", searching], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip(), "the example prints what it found"

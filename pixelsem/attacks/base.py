@@ -87,8 +87,6 @@ class Progress:
     """What an attack reports while it runs, and how it is asked to stop."""
 
     queries: int = 0
-    finished: int = 0
-    found: int = 0
     on_change: Callable[[Progress], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
 

@@ -16,6 +16,9 @@ from pixelsem.attacks.settings import DESettings
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator
 
+#: Hits looked at per search and generation: in low precision there may be many that do not hold.
+_MOST_CONFIRMED = 16
+
 
 def differential_evolution(
     searches: Searches, evaluator: Evaluator, settings: DESettings, progress: Progress | None = None
@@ -33,7 +36,6 @@ def differential_evolution(
         run.advance()
         outcomes = run.take_finished()
         progress.queries = evaluator.queries
-        progress.finished += len(outcomes)
         progress.on_change(progress)
         yield from outcomes
 
@@ -48,13 +50,10 @@ class _Search:
         self.hit_fitness = float("inf")
         self.history: dict[str, list[Any]] = {"best": [], "mean": [], "accepted": [], "close": []}
 
-    def record(self, fitness: Tensor, accepted: Tensor, close: Tensor) -> None:
+    def record(self, generation: dict[str, Any]) -> None:
         """Append one generation: best and mean fitness, and (after the first) which trials were accepted or close."""
-        self.history["best"].append(float(fitness.min()))
-        self.history["mean"].append(float(fitness[fitness.isfinite()].mean()))
-        if len(self.history["best"]) > 1:
-            self.history["accepted"].append(np.packbits(accepted.numpy()))
-            self.history["close"].append(np.packbits(close.numpy()))
+        for name, value in generation.items():
+            self.history[name].append(value)
 
     def arrays(self, population: int) -> dict[str, np.ndarray[Any, Any]]:
         """Return the history as arrays: float32 [G] twice, and uint8 [G − 1, ⌈P / 8⌉] twice."""
@@ -86,10 +85,19 @@ class _Run:
         fitness, hits, scored = self._score(edits)
         self.evolution.tell(fitness)
         self._confirm(edits, fitness, hits)
-        state = [tensor.cpu() for tensor in (self.evolution.fitness, self.evolution.accepted, self.evolution.close)]
-        for row, (search, queries) in enumerate(zip(self.active, scored.sum(1).tolist(), strict=True)):
+        for search, queries, record in zip(self.active, scored.sum(1).tolist(), self._records(), strict=True):
             search.queries += queries
-            search.record(*(tensor[row] for tensor in state))
+            search.record(record)
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Return what the history notes of this generation, for every active search."""
+        fitness = self.evolution.fitness.cpu().numpy()
+        known = np.where(np.isfinite(fitness), fitness, np.nan)
+        columns: dict[str, Any] = {"best": fitness.min(1), "mean": np.nanmean(known, 1)}
+        if self.evolution.generation > 1:
+            columns["accepted"] = np.packbits(self.evolution.accepted.cpu().numpy(), axis=1)
+            columns["close"] = np.packbits(self.evolution.close.cpu().numpy(), axis=1)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(self, edits: Edits) -> tuple[Tensor, Tensor, Tensor]:
         """Return fitness, hit and scored, each [n, P]: a candidate that changes nothing is free and no hit."""
@@ -107,19 +115,17 @@ class _Run:
         return fitness.view(shape), hits.view(shape), changed.view(shape)
 
     def _confirm(self, edits: Edits, fitness: Tensor, hits: Tensor) -> None:
-        """Look at the hits of each search, fittest first, until one holds in fp32."""
+        """Look at the fittest hits of each search until one holds in fp32."""
         size = self.settings.population
-        for row in hits.any(1).nonzero()[:, 0].tolist():
+        values = torch.where(hits, fitness, torch.inf).cpu().numpy()  # one copy, not one per look
+        for row in np.flatnonzero(np.isfinite(values).any(1)).tolist():
             search = self.active[row]
-            for column in fitness[row].argsort(stable=True).tolist():
-                if not hits[row, column]:
-                    continue
-                value = float(fitness[row, column])
-                if value >= search.hit_fitness:
+            for column in values[row].argsort(kind="stable")[:_MOST_CONFIRMED].tolist():
+                if values[row, column] >= search.hit_fitness:
                     break
                 image = edits[row * size + column : row * size + column + 1].render(self.images)
                 if self._holds(image, row):
-                    search.hit, search.hit_fitness = image[0].cpu(), value
+                    search.hit, search.hit_fitness = image[0].cpu(), float(values[row, column])
                     break
 
     def _holds(self, image: Tensor, row: int) -> bool:

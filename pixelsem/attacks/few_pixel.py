@@ -80,8 +80,11 @@ def snap_tables(regions: Tensor) -> Tensor:
     from scipy.ndimage import distance_transform_edt
 
     width = regions.shape[2]
-    tables = []
+    made: dict[bytes, Tensor] = {}  # searches of one image and region share their table
+    keys = []
     for region in regions.cpu().numpy():
-        y, x = distance_transform_edt(~region, return_distances=False, return_indices=True)
-        tables.append(torch.from_numpy(y.astype("int64") * width + x).flatten())
-    return torch.stack(tables).to(regions.device)
+        keys.append(region.tobytes())
+        if keys[-1] not in made:
+            y, x = distance_transform_edt(~region, return_distances=False, return_indices=True)
+            made[keys[-1]] = torch.from_numpy(y.astype("int64") * width + x).flatten()
+    return torch.stack([made[key] for key in keys]).to(regions.device)

@@ -54,6 +54,14 @@ class DESettings(EvolutionSettings):
     stop_target: float = option(0.9, "With --stop confidence: the target's confidence that ends it.", low=0, high=1)
     stop_true: float = option(0.05, "With --stop confidence: the label's confidence that ends it.", low=0, high=1)
 
+    def check(self) -> None:
+        """Raise :class:`PixelsemError` for options that would have no effect."""
+        super().check()
+        if self.stop == "hit" and (self.stop_target, self.stop_true) != (0.9, 0.05):
+            raise PixelsemError("--stop-target and --stop-true go with --stop confidence")
+        if self.stop == "confidence" and not self.early_stop:
+            raise PixelsemError("--stop confidence ends searches early; it cannot go with --no-early-stop")
+
 
 #: Named settings of the papers; each replaces defaults, and options on the command line replace these.
 DE_PRESETS: dict[str, dict[str, Any]] = {
@@ -96,6 +104,8 @@ class RegionOptions(Settings):
             raise PixelsemError(f"--region: {self.region!r} is none of original, foreground, background, all, label:N")
         if self.grow and self.shrink:
             raise PixelsemError("--grow and --shrink exclude each other")
+        if self.region == "original" and self.masks is not None:
+            raise PixelsemError("--masks goes with another --region than original, which is every pixel")
         if self.region == "original" and (self.grow or self.shrink):
             raise PixelsemError("--grow and --shrink move a mask's border; --region original has none")
         if self.match_area and self.region not in ("foreground", "background", "all"):

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from pixelsem.cli import attack, defend, evaluate, models, segment
 from pixelsem.cli.groups import RootGroup, run
+from pixelsem.version import __version__
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
 
 app = typer.Typer(
     cls=RootGroup,
@@ -16,6 +26,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take the options of the program itself."""
+
+
 for module in (segment, attack, evaluate, defend, models):
     module.register(app)
 

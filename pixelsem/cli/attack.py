@@ -19,7 +19,7 @@ from pixelsem.cli.inputs import newest_stage, resolve_inputs
 from pixelsem.cli.model import load
 from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
-from pixelsem.errors import PixelsemError
+from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError
 from pixelsem.models.settings import ModelOptions
 from pixelsem.settings import Settings
 from pixelsem.stage import STAGE_FILE, Stage, digest
@@ -104,8 +104,11 @@ class _AttackCommand:
         counts = self._counts(stage, tally, len(items))
         close_output(stage, counts, started)
         self._summary(console, tally, stage, time.monotonic() - started)
-        console.result(stage.path, {"counts": counts, "failures": tally.failures})
+        summary = {"counts": counts, "failures": tally.failures, "complete": not tally.out_of_time}
+        console.result(stage.path, summary)
         exit_with(console, tally.failures)
+        if tally.out_of_time:
+            raise typer.Exit(EXIT_SOME_FAILED)
 
     def _input(self, images: list[Path] | None, console: Console) -> Path:
         paths = resolve_inputs(images, self.output.run, ("segment",), note=console.note)
@@ -115,19 +118,17 @@ class _AttackCommand:
 
     def _masks(self, source: ImageSource, console: Console) -> Path | None:
         """Return where masks come from: --masks, the input stage itself, or the newest stage of the same images."""
-        if self.region.masks is not None:
+        if self.region.regions == ("original",) or self.region.masks is not None:
             return self.region.masks
         if source.stage is not None and source.stage.info.kind == "segment":
             return source.stage.path
-        if self.region.regions == ("original",):
-            return None
-        newest = newest_stage(self.output.run, ("segment",))
-        if newest is None:
-            return None
-        root = Stage.open(newest).info.inputs.get("images", "")
-        if (newest / root).resolve() != source.root.resolve():
-            return None
-        console.note(f"masks: {newest}")
+
+        def same_images(stage: Stage) -> bool:
+            return (stage.path / stage.info.inputs.get("images", "")).resolve() == source.root.resolve()
+
+        newest = newest_stage(self.output.run, ("segment",), same_images)
+        if newest is not None:
+            console.note(f"masks: {newest}")
         return newest
 
     def _prepare(
@@ -178,7 +179,9 @@ class _AttackCommand:
         from pixelsem.sources import fingerprint
 
         region = self.region.to_dict()
-        goal = self.goal.to_dict() | {"target": target}  # by name or by number: the same class is the same run
+        # By name or by number, with --targeted or without: the same target is the same run.
+        targeted = self.goal.targeted or target is not None
+        goal = self.goal.to_dict() | {"target": target, "targeted": targeted}
         identity = {
             "settings": self.settings.to_dict(),
             "region": {name: value for name, value in region.items() if name != "masks"},
@@ -193,7 +196,7 @@ class _AttackCommand:
         }
         groups = (self.settings, self.region, self.goal, self.model, self.evaluator, self.selection)
         options = options_of(*groups, images=[given], preset=preset) | {"masks": masks}
-        if Path(self.goal.labels).suffix:
+        if Path(self.goal.labels).is_file():
             options["labels"] = str(Path(self.goal.labels).resolve())
         inputs = {"images": source.root} | ({"masks": masks} if masks else {})
         return open_output(
@@ -213,10 +216,12 @@ class _AttackCommand:
         """Say how much there is to do at most; the progress bar says how long it takes."""
         searches = run.total()
         text = f"{len(run.items)} images, {searches} searches"
-        budget = getattr(self.settings, "population", 0) * getattr(self.settings, "generations", 0)
+        population = getattr(self.settings, "population", 0)
+        budget = population * getattr(self.settings, "generations", 0)
         if not budget:
             return text
-        rate = run.measure_rate()
+        together = population * min(self.evaluator.in_flight, max(1, searches))
+        rate = run.measure_rate(together, getattr(self.settings, "pixels", 1))
         seconds = searches * budget / rate
         return f"{text}, at most {searches * budget:,} queries: {_duration(seconds)} at {rate:,.0f} queries/s"
 
@@ -239,14 +244,14 @@ class _AttackCommand:
 
     def _summary(self, console: Console, tally: Tally, stage: Stage, seconds: float) -> None:
         rate = tally.queries / seconds if seconds else 0.0
+        if tally.resumed:
+            console.note(f"{tally.resumed} searches were done before")
         console.note(
             f"{tally.found} of {tally.searched} searches succeeded; {tally.queries:,} queries "
             f"in {_duration(seconds)} ({rate:,.0f}/s)"
         )
         for reason, count in sorted(tally.skipped.items()):
             console.note(f"{count} searches skipped: {_SKIPPED[reason]}")
-        if tally.resumed:
-            console.note(f"{tally.resumed} searches were done before")
         if tally.out_of_time:
             console.problem("the time limit ended the run; the same command goes on from there")
 
@@ -255,6 +260,7 @@ _SKIPPED = {
     "misclassified": "the model is wrong on the clean image",
     "flagged-mask": "the mask is flagged as degenerate (--flagged use takes it all the same)",
     "empty-region": "the region has no pixel",
+    "is-target": "the image is of the target's class already",
 }
 
 
@@ -280,9 +286,10 @@ def _labels_identity(labels: str) -> str:
 
 
 def _masks_identity(masks: Path) -> str:
-    """A stage is its identity; a mask folder what its files hold."""
-    from pixelsem.sources import open_images
+    """Masks are what their files hold and how they are flagged, wherever they lie."""
+    from pixelsem.sources import file_digest, fingerprint, open_images
 
-    if (masks / STAGE_FILE).is_file():
-        return Stage.open(masks).info.identity
-    return digest({item.id: hashlib.sha256(item.path.read_bytes()).hexdigest() for item in open_images(masks).items})
+    if not (masks / STAGE_FILE).is_file():
+        return fingerprint(open_images(masks).items)
+    stage = Stage.open(masks)
+    return digest({r.id: [file_digest(stage.resolve(r.mask)), r.kind, r.flags] for r in stage.segment_records()})

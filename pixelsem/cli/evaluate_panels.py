@@ -224,6 +224,8 @@ class _FigureData:
 
     def _groups(self) -> list[list[_Line]]:
         """Gather what belongs to one image and target: one line per search."""
+        from pixelsem.metrics.success import sort_regions
+
         groups: dict[tuple[str, str], dict[int, _Line]] = {}
         for number, setup in enumerate(self.setups):
             name = _setup_name(setup) if len(self.setups) > 1 else ""
@@ -234,6 +236,8 @@ class _FigureData:
                         group = groups.setdefault((record.id, record.target or ""), {})
                         line = group.setdefault(number, _Line(record.id, record.target, name))
                         line.found.setdefault(record.region, (stage, record))
+        for line in (line for group in groups.values() for line in group.values()):
+            line.found = {region: line.found[region] for region in sort_regions(line.found)}
         return [list(groups[key].values()) for key in sorted(groups)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -104,6 +105,8 @@ def group_with_default(default: str) -> type[TyperGroup]:
     class Group(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             named = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+            if named and args[0] == default and os.path.exists(default):  # a folder of that name is meant
+                named = False
             if not named and not (ctx.resilient_parsing and not args):
                 args = [default, *args]
             return super().parse_args(ctx, args)

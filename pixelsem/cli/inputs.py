@@ -23,6 +23,8 @@ def resolve_inputs(
     does not exist.
     """
     paths = [path for item in given or [] for path in (_stdin_lines() if str(item) == "-" else [item])]
+    if given and not paths:
+        raise PixelsemError("-: nothing came from stdin; did the command before the pipe fail?")
     if not given and _stdin_is_pipe():
         paths = _stdin_lines()
     if not paths:
@@ -42,14 +44,15 @@ def _newest(run: Path, kinds: Sequence[str]) -> Path:
     return newest
 
 
-def newest_stage(run: Path, kinds: Sequence[str]) -> Path | None:
-    """Return the stage directly below ``run`` of one of ``kinds`` that was written to last, or None.
+def newest_stage(run: Path, kinds: Sequence[str], fits: Callable[[Stage], bool] = lambda stage: True) -> Path | None:
+    """Return the stage directly below ``run`` of one of ``kinds`` that was written to last and ``fits``, or None.
 
     Folders that are no readable stage are passed over.
     """
     for path in sorted((file.parent for file in run.glob(f"*/{STAGE_FILE}")), key=_written, reverse=True):
         try:
-            if Stage.open(path).info.kind in kinds:
+            stage = Stage.open(path)
+            if stage.info.kind in kinds and fits(stage):
                 return path
         except StageError:
             continue

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pixelsem.cli.options import OutputOptions, command_name
 from pixelsem.errors import EXIT_SOME_FAILED, StageError
 from pixelsem.settings import Settings
 from pixelsem.stage import Stage, StageInfo, digest
+from pixelsem.version import __version__
 
 #: How many names of failed or flagged images are printed before a count stands for the rest.
 NAMES_SHOWN = 10
@@ -104,11 +105,7 @@ def _portable(value: Any, stage: Path) -> Any:
 
 def versions(*modules: str) -> dict[str, str]:
     """Return the versions of pixelsem, Python and some imported modules, as noted in ``stage.yaml``."""
-    try:
-        own = metadata.version("pixelsem")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    found = {"pixelsem": own, "python": platform.python_version()}
+    found = {"pixelsem": __version__, "python": platform.python_version()}
     names = {"cv2": "opencv"}
     return found | {names.get(name, name): str(import_module(name).__version__) for name in modules}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -49,8 +50,11 @@ class _Run:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        # Through memory: torch hides the error of a full disk, which must be told as such.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with write_atomically(path) as file:
-            torch.save(state, file)
+            file.write(buffer.getbuffer())
 
     def load(self, path: Path, identity: dict[str, Any]) -> None:
         try:
@@ -110,7 +114,7 @@ def train(
 
 
 def _start(classifier: Classifier, settings: TrainSettings, device: torch.device) -> None:
-    """Give every layer its initial weights, drawn by the seed, and the dropout of the settings."""
+    """Let every layer that can draw its initial weights anew, by the seed; set the dropout of the settings."""
     torch.manual_seed(settings.seed)
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):

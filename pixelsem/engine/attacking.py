@@ -132,11 +132,11 @@ class AttackRun:
             self._search(group, deadline)
         return self.tally
 
-    def measure_rate(self) -> float:
-        """Return the queries per second of the evaluator, tried on a grey image."""
+    def measure_rate(self, candidates: int, pixels: int) -> float:
+        """Return the queries per second of the evaluator, tried with so many candidates of a grey image."""
         height, width = self.classifier.preprocessing.size
         self.evaluator.attach(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
-        return self.evaluator.measure_rate()
+        return self.evaluator.measure_rate(candidates, pixels)
 
     def _groups(self, tasks: Iterable[_Task]) -> Iterator[list[_Task]]:
         group: list[_Task] = []
@@ -193,6 +193,7 @@ class AttackRun:
         for region in self.plan.region.regions:
             for target in self._targets(image.label):
                 if target == image.label:
+                    self._count_skipped("is-target", self.plan.goal.repeats)
                     continue
                 for repeat in range(self.plan.goal.repeats):
                     yield _Task(image, region, target, repeat)
@@ -208,7 +209,10 @@ class AttackRun:
 
     def _skip(self, task: _Task, reason: OutcomeName) -> None:
         self.stage.append(self._record(task, reason, None, None, None))
-        self.tally.skipped[reason] = self.tally.skipped.get(reason, 0) + 1
+        self._count_skipped(reason)
+
+    def _count_skipped(self, reason: str, count: int = 1) -> None:
+        self.tally.skipped[reason] = self.tally.skipped.get(reason, 0) + count
         self.tally.on_change(self.tally)
 
     def _search(self, tasks: list[_Task], deadline: float | None) -> None:

@@ -14,7 +14,8 @@ from pixelsem.fitness.edits import Edits
 from pixelsem.models.classifier import Classifier
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LARGEST_PROBE = 4096
+_LARGEST_PROBE = 4096  # candidates
+_LONG_PROBE = 1.0  # seconds: a batch that takes so long gains nothing from being larger
 
 
 class Scorer(Protocol):
@@ -32,7 +33,8 @@ class DenseScorer:
 
     def __init__(self, classifier: Classifier, precision: str) -> None:
         self._dtype = _DTYPES[precision]
-        self._classifier = copy.deepcopy(classifier).to(self._dtype).to(memory_format=torch.channels_last)
+        self._network = copy.deepcopy(classifier.network).to(self._dtype).to(memory_format=torch.channels_last)
+        self._mean, self._std, self._scale = classifier.mean, classifier.std, classifier.preprocessing.scale
         self._images = torch.empty(0)
 
     def attach(self, images: Tensor) -> None:
@@ -42,15 +44,10 @@ class DenseScorer:
     def logits(self, edits: Edits) -> Tensor:
         """Return float32 [C, classes] for one batch of candidates."""
         pixels = edits.render(self._images).contiguous(memory_format=torch.channels_last)
-        return self._run(pixels).float()
-
-    def _run(self, pixels: Tensor) -> Tensor:
         # The division and the normalisation stay in fp32: 8-bit values are not exact in bf16.
-        normalise = self._classifier
-        unit = pixels.float() / 255
-        x = (unit * normalise.preprocessing.scale - normalise.mean.float()) / normalise.std.float()
-        logits: Tensor = normalise.network(x.to(self._dtype))
-        return logits
+        x = (pixels.float() / 255 * self._scale - self._mean) / self._std
+        logits: Tensor = self._network(x.to(self._dtype))
+        return logits.float()
 
 
 class Evaluator:
@@ -59,6 +56,7 @@ class Evaluator:
     :ivar device: where the model and all candidates live.
     :ivar queries: candidates that went through the model so far.
 
+    The classifier is moved to the device and set to evaluation, in place.
     ``precision`` is the arithmetic of :meth:`score`; :meth:`confirm` always uses fp32. ``batch_size`` is
     the number of candidates per forward pass; None finds the fastest by trying. A batch that does not
     fit in memory is halved, for good. ``scorer`` is ``dense``, the whole network for every candidate, or
@@ -120,10 +118,11 @@ class Evaluator:
             return torch.cat([self.classifier(image[None]).float() for image in unit])
 
     @torch.inference_mode()
-    def measure_rate(self, candidates: int = 400) -> float:
-        """Return the queries per second of one-pixel candidates of the first attached image; none are counted."""
-        positions = torch.arange(candidates, device=self.device)[:, None] % self._images[0, 0].numel()
-        colour = torch.full((candidates, 1, 3), 255, dtype=torch.uint8, device=self.device)
+    def measure_rate(self, candidates: int = 400, pixels: int = 1) -> float:
+        """Return the queries per second of so many candidates of the first attached image; none are counted."""
+        places = torch.arange(candidates * pixels, device=self.device).view(candidates, pixels)
+        positions = places * 37 % self._images[0, 0].numel()
+        colour = torch.full((candidates, pixels, 3), 255, dtype=torch.uint8, device=self.device)
         edits = Edits(torch.zeros(candidates, dtype=torch.int64, device=self.device), positions, colour)
         if self._batch_size is None:
             self._batch_size = self._probe(edits)
@@ -150,18 +149,21 @@ class Evaluator:
         while size <= min(_LARGEST_PROBE, max(16, len(edits))):
             repeated = edits[torch.arange(size, device=self.device) % len(edits)]
             try:
-                rate = size / self._time(repeated)
+                seconds = self._time(repeated)
+                rate = size / seconds
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 return min(best, _halved(size, error))
             if rate > best_rate * 1.03:
                 best, best_rate = size, rate
             elif size >= 4 * best:
                 break
+            if seconds > _LONG_PROBE:
+                break
             size *= 2
         return best
 
     def _time(self, edits: Edits) -> float:
-        """Seconds of one forward pass, the second of two: the first one pays for set-up."""
+        """Seconds of one forward pass; of a short one the second, as the first pays for set-up."""
         seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
@@ -170,6 +172,8 @@ class Evaluator:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds = time.perf_counter() - start
+            if seconds > _LONG_PROBE:
+                break
         return seconds
 
 

@@ -80,26 +80,32 @@ def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
     """Gather stages into setups; return them with notes on what was left out.
 
     Stages go together when model, attack and search are the same and no two of their records contradict
-    each other; a record that is there twice counts once.
+    each other; a record that is there twice counts once. Attacks on the whole image do not depend on how the
+    regions were made: they count in every setup that they fit.
     """
     setups: list[Setup] = []
     notes: list[str] = []
-    for stage in stages:
+    for stage in sorted(stages, key=_is_whole):
         own, repeated = _distinct(stage.records)
         if repeated:
             notes.append(f"{stage.name}: {repeated} records are there twice; the first of each counts")
         new = _setup_of(stage.info)
-        setup = next((old for old in setups if _belongs(new, own, old)), None)
-        if setup is None:
-            setup = new
-            setups.append(setup)
-        shared = sum(key in setup.by_key for key in own)
-        if shared:
-            notes.append(f"{stage.name}: {shared} records are also in {', '.join(setup.stages)}; counted once")
-        setup.by_key |= own
-        setup.stages.append(stage.name)
+        fitting = [old for old in setups if _belongs(new, own, old)]
+        if not fitting:
+            fitting = [new]
+            setups.append(new)
+        for setup in fitting if _is_whole(stage) else fitting[:1]:
+            shared = sum(key in setup.by_key for key in own)
+            if shared:
+                notes.append(f"{stage.name}: {shared} records are also in {', '.join(setup.stages)}; counted once")
+            setup.by_key |= own
+            setup.stages.append(stage.name)
     _name_variants(setups)
     return setups, notes
+
+
+def _is_whole(stage: AttackStage) -> bool:
+    return stage.info.options.get("region") == "original"
 
 
 def _distinct(records: Sequence[AttackRecord]) -> tuple[dict[tuple[str, ...], AttackRecord], int]:
@@ -139,13 +145,15 @@ def _same_regions(one: Setup, two: Setup) -> bool:
 
 
 def _name_variants(setups: Sequence[Setup]) -> None:
-    """Tell setups apart that share network, attack, pixels and constraint."""
+    """Tell setups of one network and attack apart by more than pixels and constraint, which tables show anyway."""
     for setup in setups:
-        alike = [other for other in setups if _looks(other) == _looks(setup)]
+        alike = [other for other in setups if _looks(other)[:2] == _looks(setup)[:2]]
         if len(alike) > 1:
-            named = ", ".join(_differences(setup, alike))
-            twins = [other for other in alike if _differences(other, alike) == _differences(setup, alike)]
-            setup.variant = named if len(twins) == 1 else ", ".join(filter(None, [named, "+".join(setup.stages)]))
+            differences = _differences(setup, alike)
+            named = ", ".join(differences)
+            looks = [other for other in alike if _looks(other) == _looks(setup)]
+            twins = [other for other in looks if _differences(other, alike) == differences]
+            setup.variant = named if len(twins) == 1 else ", ".join([*differences, "+".join(setup.stages)])
 
 
 def _looks(setup: Setup) -> tuple[Any, ...]:
@@ -159,7 +167,7 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
     return [
         f"{name}={_short(mine.get(name))}"
         for name in names
-        if any(other.get(name) != mine.get(name) for other in others)
+        if name not in _SHOWN and any(other.get(name) != mine.get(name) for other in others)
     ]
 
 
