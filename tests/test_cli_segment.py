@@ -328,11 +328,13 @@ def segment_stage(path: Path) -> Stage:
 class Everything:
     kind: Literal["binary"] = "binary"
     identity: ClassVar[dict[str, object]] = {}
+    batch = 1
+    whole = False
 
-    def __call__(self, image: Any, image_id: str) -> Any:
-        if image_id == "cat/2.png":
+    def __call__(self, images: Any, ids: Any) -> Any:
+        if "cat/2.png" in ids:
             raise InputError("cat/2.png: is odd")
-        return np.full(image.shape[:2], 255, np.uint8)
+        return [np.full(image.shape[:2], 255, np.uint8) for image in images]
 
 
 def test_from_python(photos: Path) -> None:
@@ -348,18 +350,29 @@ def test_from_python(photos: Path) -> None:
     assert seen == sorted(seen)
 
 
+def test_one_image_of_a_batch_that_fails_does_not_fail_the_others(photos: Path) -> None:
+    class Together(Everything):
+        batch = 3
+        whole = True  # nothing is flagged then
+
+    source = open_images(photos)
+    summary = segment_images(source.items, Together(), segment_stage(Path("out")), source.root, workers=2)
+    assert summary.counts == {"done": 4, "flagged": 0, "failed": 1}
+    assert summary.failed == {"cat/2.png": "cat/2.png: is odd"}
+    assert set(masks(Path("out"))) == {"a.png", "cat/1.png", "cat/deep/1.png", "dog/1.png"}
+
+
 def test_images_wait_for_their_turn(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def many() -> Iterator[ImageItem]:
+    def many() -> Iterator[list[ImageItem]]:
         for number in range(40):
             drawn.append(number)
-            yield ImageItem("a.png", photos / "a.png", None)
+            yield [ImageItem("a.png", photos / "a.png", None)]
 
     finished = 0
-    record = SegmentRecord("a.png", "a.png", "a.png", "binary", 0.5, [])
     with ThreadPoolExecutor(2) as pool:
-        for ready in run._completed(pool, lambda item: record, many(), 4):
+        for ready in run._completed(pool, lambda items: [], many(), 4):  # type: ignore[arg-type]
             finished += len(ready)
             assert len(drawn) <= finished + 4
     assert finished == 40
@@ -367,10 +380,10 @@ def test_images_wait_for_their_turn(photos: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_error_of_the_program_is_not_hidden(photos: Path) -> None:
     class Broken(Everything):
-        def __call__(self, image: Any, image_id: str) -> Any:
-            if image_id == "cat/1.png":
+        def __call__(self, images: Any, ids: Any) -> Any:
+            if "cat/1.png" in ids:
                 raise ZeroDivisionError
-            return super().__call__(image, image_id)
+            return super().__call__(images, ids)
 
     source = open_images(photos)
     with pytest.raises(ZeroDivisionError):

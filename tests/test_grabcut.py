@@ -173,8 +173,8 @@ def test_segmenter_takes_hints_by_name_and_knows_their_content(tmp_path: Path) -
     write_image(tmp_path / "cat/a.png", hints)
     settings = GrabCutSettings(upscale=0, hints=tmp_path)
     segmenter = GrabCut(settings, ["cat/a.jpg", "cat/b.jpg"])
-    assert iou(segmenter(image, "cat/a.jpg") == 255, left) > 0.9
-    assert iou(segmenter(image, "cat/b.jpg") == 255, left | right) > 0.9
+    assert iou(segmenter([image], ["cat/a.jpg"])[0] == 255, left) > 0.9
+    assert iou(segmenter([image], ["cat/b.jpg"])[0] == 255, left | right) > 0.9
     before = segmenter.identity
     assert list(before["hints"]) == ["cat/a.jpg"]  # type: ignore[call-overload]
     assert str(tmp_path) not in str(before)
@@ -188,15 +188,15 @@ def test_segmenter_names_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(PixelsemError, match="no scribbles there"):
         GrabCut(settings, ["b.jpg"])
     with pytest.raises(InputError, match=r"a\.png: the hints are 3×3"):
-        GrabCut(settings, ["a.jpg"])(scene()[0], "a.jpg")
+        GrabCut(settings, ["a.jpg"])([scene()[0]], ["a.jpg"])
     with pytest.raises(InputError, match=r"b\.jpg: the rectangle leaves no background"):
-        GrabCut(GrabCutSettings(rect=(0, 0, 1, 1)), ["b.jpg"])(scene()[0], "b.jpg")
+        GrabCut(GrabCutSettings(rect=(0, 0, 1, 1)), ["b.jpg"])([scene()[0]], ["b.jpg"])
 
 
 def test_methods_are_opened_by_name() -> None:
     segmenter = open_segmenter("grabcut", METHODS["grabcut"].settings(), ["a.jpg"])
     assert segmenter.kind == "binary"
-    assert set(np.unique(segmenter(scene()[0], "a.jpg"))) == {0, 255}
+    assert set(np.unique(segmenter([scene()[0]], ["a.jpg"]))) == {0, 255}
     with pytest.raises(PixelsemError, match="unknown method 'grabkut'; there are grabcut"):
         open_segmenter("grabkut", GrabCutSettings(), [])
 

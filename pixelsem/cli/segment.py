@@ -12,11 +12,11 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.inputs import resolve_inputs
-from pixelsem.cli.options import OutputOptions, SelectionOptions, expand
+from pixelsem.cli.options import OutputOptions, SelectionOptions, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, list_some, open_output, options_of
 from pixelsem.errors import PixelsemError
 from pixelsem.regions.registry import METHODS
-from pixelsem.settings import Settings
+from pixelsem.settings import Settings, option_name
 
 if TYPE_CHECKING:
     from pixelsem.regions.registry import Segmenter
@@ -46,14 +46,32 @@ def register(app: typer.Typer) -> None:
 
 
 def all_settings() -> type[Settings]:
-    """Return one settings class with the options of every method, an option of several methods once."""
-    merged: dict[str, tuple[str, Any, Any]] = {}
-    for method in METHODS.values():
-        hints = get_type_hints(method.settings)
+    """Return one settings class with the options of every method, an option of several methods once.
+
+    Nothing given is None, as methods may have defaults of their own; the help names both.
+    """
+    owners: dict[str, dict[str, dataclasses.Field[Any]]] = {}
+    hints: dict[str, Any] = {}
+    for name, method in METHODS.items():
         for field in dataclasses.fields(method.settings):
-            copy = dataclasses.field(default=field.default, metadata=field.metadata)
-            merged.setdefault(field.name, (field.name, hints[field.name], copy))
-    return dataclasses.make_dataclass("SegmentSettings", merged.values(), bases=(Settings,), frozen=True)
+            owners.setdefault(field.name, {})[name] = field
+        hints = get_type_hints(method.settings) | hints
+    merged = [(name, hints[name] | None, _shared(fields)) for name, fields in owners.items()]
+    return dataclasses.make_dataclass("SegmentSettings", merged, bases=(Settings,), frozen=True)
+
+
+def _shared(fields: dict[str, dataclasses.Field[Any]]) -> Any:
+    """Return one field for an option of several methods."""
+    first = next(iter(fields.values()))
+    by_default: dict[Any, list[str]] = {}
+    for method, field in fields.items():
+        by_default.setdefault(field.default, []).append(method)
+    said = "; ".join(
+        ", ".join(methods) + ("" if default is None else f": {as_text(default)}")
+        for default, methods in by_default.items()
+    )
+    help_text = f"{first.metadata['help']} ({said})" if len(METHODS) > 1 else first.metadata["help"]
+    return dataclasses.field(default=None, metadata=dict(first.metadata) | {"help": help_text})
 
 
 def _images(
@@ -76,7 +94,7 @@ def _images(
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
-    own = _settings_of(context, method, settings)
+    own = _settings_of(method, settings)
     given = _one_input(images, output, console)
     source = open_images(given)
     items = select(source.items, selection.limit, selection.sample, selection.seed)
@@ -95,15 +113,13 @@ def _images(
     exit_with(console, summary.failed)
 
 
-def _settings_of(context: typer.Context, method: str, settings: Settings) -> Settings:
+def _settings_of(method: str, settings: Settings) -> Settings:
     """Return the settings of ``method`` alone; raise where an option of another method was given."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    given = {name: value for name, value in vars(settings).items() if value is not None}
     known = {field.name for field in dataclasses.fields(METHODS[method].settings)}
-    for name in values.keys() - known:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
-            raise PixelsemError(f"--{name.replace('_', '-')} is no option of --method {method}")
-    return METHODS[method].settings(**{name: value for name, value in values.items() if name in known})
+    for name in given.keys() - known:
+        raise PixelsemError(f"{option_name(name)} is no option of --method {method}")
+    return METHODS[method].settings(**given)
 
 
 def _one_input(images: list[Path] | None, output: OutputOptions, console: Console) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +117,8 @@ class GrabCut:
     """GrabCut with its settings and scribbles, as a :class:`pixelsem.regions.registry.Segmenter`."""
 
     kind: Literal["binary"] = "binary"
+    batch = 1
+    whole = False
 
     def __init__(self, settings: GrabCutSettings, ids: Iterable[str] = ()) -> None:
         """Find the scribbles of the images ``ids``; raises :class:`PixelsemError` where they fit none of them."""
@@ -135,8 +137,11 @@ class GrabCut:
         contents = {image_id: _sha256(path) for image_id, path in self._hints.items()}
         return self.settings.to_dict() | {"hints": contents}
 
-    def __call__(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.uint8]:
-        """Return the mask, uint8 [H, W] of 0 and 255; see :func:`grabcut`."""
+    def __call__(self, images: Sequence[NDArray[np.uint8]], ids: Sequence[str]) -> list[NDArray[np.integer]]:
+        """Return the masks, uint8 [H, W] of 0 and 255; see :func:`grabcut`."""
+        return [self._mask(image, image_id) for image, image_id in zip(images, ids, strict=True)]
+
+    def _mask(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.uint8]:
         path = self._hints.get(image_id)
         try:
             inside = grabcut(image, self.settings, None if path is None else read_hints(path))

@@ -5,7 +5,7 @@ Nothing heavy is imported: the command line makes its options from the settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol, cast
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class Segmenter(Protocol):
-    """A method with its settings, ready for many images; called from several threads at once."""
+    """A method with its settings, ready for many images."""
+
+    @property
+    def batch(self) -> int:
+        """How many images it takes at a time: 1, called from several threads at once, or more, from one at a time."""
+
+    @property
+    def whole(self) -> bool:
+        """Do the masks divide the whole image, so that a foreground of all of it is as it should be?"""
 
     @property
     def kind(self) -> Literal["binary", "soft", "labels"]:
@@ -30,10 +38,11 @@ class Segmenter(Protocol):
     def identity(self) -> dict[str, object]:
         """Plain data: all that can change the masks beside the images, contents of files included."""
 
-    def __call__(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.integer]:
-        """Return the mask, integers [H, W] in the kind's range, of ``image``, uint8 [H, W, 3] RGB.
+    def __call__(self, images: Sequence[NDArray[np.uint8]], ids: Sequence[str]) -> list[NDArray[np.integer]]:
+        """Return the mask, integers [H, W] in the kind's range, of each image, uint8 [H, W, 3] RGB of any sizes.
 
-        Raises :class:`pixelsem.errors.InputError` where this image cannot be segmented.
+        What comes out for an image does not depend on the others. Raises :class:`pixelsem.errors.InputError`
+        where one of them cannot be segmented.
         """
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pixelsem.errors import InputError
-from pixelsem.images import read_image, write_image
+from pixelsem.images import iter_chunks, read_image, write_image
 from pixelsem.records import SegmentRecord
 from pixelsem.regions.masks import coverage_flags, region_of
 from pixelsem.regions.registry import Segmenter
@@ -70,16 +75,13 @@ def segment_images(
         held.add(record.id)
         if record.id in wanted:
             summary.add(record)
-    names = png_names(item.id for item in items)
+    todo = [item for item in items if item.id not in held]
+    work = _Work(segmenter, stage, root, png_names(item.id for item in items))
     workers = workers or usable_cores()
-
-    def one(item: ImageItem) -> SegmentRecord:
-        return _segment(item, segmenter, stage, item.path.relative_to(root).as_posix(), f"masks/{names[item.id]}")
-
     pool = ThreadPoolExecutor(workers, thread_name_prefix="segment")
     try:
-        todo = iter([item for item in items if item.id not in held])
-        for finished in _completed(pool, one, todo, workers * _AHEAD):
+        chunks = (todo[chunk] for chunk in iter_chunks(len(todo), segmenter.batch))
+        for finished in _completed(pool, work, chunks, workers * _AHEAD):
             _collect(finished, stage, summary)
             if progress is not None:
                 progress(summary)
@@ -88,35 +90,69 @@ def segment_images(
     return summary
 
 
-def _segment(item: ImageItem, segmenter: Segmenter, stage: Stage, image: str, mask: str) -> SegmentRecord:
-    values = segmenter(read_image(item.path), item.id)
-    coverage = float(region_of(values, segmenter.kind, "foreground").mean())
-    write_image(stage.path / mask, values)
-    return SegmentRecord(item.id, image, mask, segmenter.kind, coverage, coverage_flags(coverage))
+Done = list[tuple[ImageItem, "SegmentRecord | InputError"]]
+Running = Future[Done]
 
 
-Running = dict[Future[SegmentRecord], ImageItem]
+class _Work:
+    """What is done to some images on one of the threads: read, segment, write."""
+
+    def __init__(self, segmenter: Segmenter, stage: Stage, root: Path, names: dict[str, str]) -> None:
+        self._segmenter, self._stage, self._root, self._names = segmenter, stage, root, names
+        # A network uses all cores by itself; meanwhile the other threads read and write.
+        self._turn: AbstractContextManager[object] = nullcontext() if segmenter.batch == 1 else Lock()
+
+    def __call__(self, items: list[ImageItem]) -> Done:
+        """Return a record, or what is wrong, for every image; its mask is written."""
+        read: list[tuple[ImageItem, NDArray[np.uint8]]] = []
+        done: Done = []
+        for item in items:
+            try:
+                read.append((item, read_image(item.path)))
+            except InputError as error:
+                done.append((item, error))
+        return done + (self._segmented(read) if read else [])
+
+    def _segmented(self, read: list[tuple[ImageItem, NDArray[np.uint8]]]) -> Done:
+        try:
+            with self._turn:
+                masks = self._segmenter([image for _, image in read], [item.id for item, _ in read])
+        except InputError as error:
+            if len(read) == 1:
+                return [(read[0][0], error)]
+            return [one for each in read for one in self._segmented([each])]  # to tell which of them it is
+        return [(item, self._written(item, mask)) for (item, _), mask in zip(read, masks, strict=True)]
+
+    def _written(self, item: ImageItem, values: NDArray[np.integer]) -> SegmentRecord:
+        kind, mask = self._segmenter.kind, f"masks/{self._names[item.id]}"
+        coverage = float(region_of(values, kind, "foreground").mean())
+        flags = [] if self._segmenter.whole else coverage_flags(coverage)
+        write_image(self._stage.path / mask, values)
+        return SegmentRecord(item.id, item.path.relative_to(self._root).as_posix(), mask, kind, coverage, flags)
 
 
 def _completed(
-    pool: ThreadPoolExecutor, work: Callable[[ImageItem], SegmentRecord], todo: Iterator[ImageItem], most: int
-) -> Iterator[Running]:
-    """Keep ``most`` images in work; yield the finished ones, at least one at a time."""
-    running: Running = {pool.submit(work, item): item for item in islice(todo, most)}
+    pool: ThreadPoolExecutor, work: _Work, todo: Iterator[list[ImageItem]], most: int
+) -> Iterator[set[Running]]:
+    """Keep ``most`` chunks in work; yield the finished ones, at least one at a time."""
+    running = {pool.submit(work, items) for items in islice(todo, most)}
     while running:
-        ready = wait(running, return_when=FIRST_COMPLETED).done
-        yield {future: running.pop(future) for future in ready}
-        running |= {pool.submit(work, item): item for item in islice(todo, most - len(running))}
+        ready, running = wait(running, return_when=FIRST_COMPLETED)
+        yield ready
+        running |= {pool.submit(work, items) for items in islice(todo, most - len(running))}
 
 
-def _collect(finished: Running, stage: Stage, summary: SegmentSummary) -> None:
+def _collect(finished: set[Running], stage: Stage, summary: SegmentSummary) -> None:
     """Add finished images to manifest and summary; raise the first error that is not one image's own."""
-    records, fatal = [], None
-    for future, item in finished.items():
+    records: list[SegmentRecord] = []
+    fatal = None
+    for future in finished:
         try:
-            records.append(future.result())
-        except InputError as error:
-            summary.failed[item.id] = str(error)
+            for item, result in future.result():
+                if isinstance(result, InputError):
+                    summary.failed[item.id] = str(result)
+                else:
+                    records.append(result)
         except Exception as error:  # raised below, after what is done is noted
             fatal = error
     if records:
