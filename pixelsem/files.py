@@ -74,3 +74,10 @@ def reason(error: OSError) -> str:
 def one_line(error: BaseException | str) -> str:
     """Return an error's message with its line breaks folded into spaces."""
     return " ".join(str(error).split())
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be had again: ``PIXELSEM_CACHE``, or pixelsem's in the user's own for that."""
+    given = os.environ.get("PIXELSEM_CACHE")
+    home = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return Path(given) if given else Path(home or Path.home() / ".cache", "pixelsem")

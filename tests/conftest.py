@@ -18,9 +18,15 @@ Finished = subprocess.CompletedProcess[str]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's own settings out of the tests."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch, _cache: Path) -> None:
+    """Keep the user's own settings and files out of the tests."""
+    monkeypatch.setenv("PIXELSEM_CACHE", str(_cache))
     for name in ("PIXELSEM_RUN", "FORCE_COLOR", "_PIXELSEM_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")

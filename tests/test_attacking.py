@@ -23,12 +23,12 @@ from pixelsem.attacks.de import differential_evolution
 from pixelsem.attacks.settings import DESettings, GoalOptions, RegionOptions
 from pixelsem.engine import attacking
 from pixelsem.engine.attacking import AttackPlan, AttackRun, Tally, changed_pixels
-from pixelsem.engine.labels import Labels
 from pixelsem.engine.regions import RegionMaker
 from pixelsem.errors import OutputError, PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import write_image
 from pixelsem.models import Classifier, Preprocessing
+from pixelsem.models.labels import Labels
 from pixelsem.records import AttackRecord, SegmentRecord
 from pixelsem.regions.masks import MaskSource
 from pixelsem.sources import ImageItem, open_images
@@ -233,18 +233,16 @@ def test_a_region_without_the_one_pixel_that_matters_cannot_succeed(photos: Path
 def test_what_is_written_decides_not_what_was_found(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that gives back the clean image makes every search a failure."""
+    """A disk that gives back the clean image ends the run: nothing it says is recorded as a success."""
 
     def forget(path: Path, pixels: Pixels) -> None:
         relative = path.relative_to(tmp_path / "out").parts
         write_image(path, open_png(photos.joinpath(*relative[2:])) if relative[0] == "images" else pixels)
 
     monkeypatch.setattr(attacking, "write_image", forget)
-    tally = run(tmp_path / "out", photos)
-    assert tally.searched == 8
-    assert tally.found == 0
-    for record in records(tmp_path / "out").values():
-        assert (record.success, record.adversarial) == (False, None)
+    with pytest.raises(OutputError, match=r"images/.*\.png: reads back as other pixels"):
+        run(tmp_path / "out", photos)
+    assert not any(record.success for record in records(tmp_path / "out").values())
     assert not list((tmp_path / "out/images").rglob("*.*"))
 
 

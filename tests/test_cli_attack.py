@@ -650,3 +650,29 @@ def test_an_image_of_the_target_class_is_counted_as_skipped(photos: Path) -> Non
 def test_dash_without_any_line_is_an_error(photos: Path) -> None:
     result = call("-", code=2)
     assert result.stderr == "pixelsem: -: nothing came from stdin; did the command before the pipe fail?\n"
+
+
+def test_explain_shows_the_plan_and_attacks_nothing(tmp_path: Path) -> None:
+    result = call(
+        "--explain", "--json", "--pixels", "3", "--evaluator", "incremental", "--batch-size", "64", options=[]
+    )
+    plan = json.loads(result.stdout)
+    assert plan["way"] | {"evaluator": "incremental", "batch_size": 64} == plan["way"]
+    rows = plan["nodes"]["rows"]
+    convolutions = [row for row in rows if row["operation"] == "Conv2d"]
+    assert len(convolutions) == 9
+    assert [row["computed"] for row in convolutions[:3]] == ["windows"] * 3
+    assert convolutions[0]["window"] == "3×3"
+    total = rows[-1]
+    # 3×3 convolutions of 3 → 96 → 96 channels on 32×32, and so on: 281 million in all.
+    assert total["dense_macs"] == 281_174_016 == sum(row["dense_macs"] for row in rows[:-1])
+    assert total["macs"] < total["dense_macs"] / 1.5
+    assert "whole maps cost" in result.stderr
+    assert not (tmp_path / "pixelsem-run").exists()
+
+
+def test_explain_says_what_auto_measured() -> None:
+    plan = json.loads(call("--explain", "--json", options=[]).stdout)
+    assert plan["way"]["evaluator"] in ("dense", "incremental")
+    assert plan["way"]["rate"] > 0
+    assert call("--explain", options=[]).stderr.count("of each clean image") == 1

@@ -136,6 +136,26 @@ def test_candidates_outside_the_region_cost_no_query(image: Tensor) -> None:
     assert counts["revert"].queries == pytest.approx(100, abs=5)
 
 
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_no_picture_goes_through_the_model_twice(image: Tensor, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Genes clipped to their range meet in its corners, so that many candidates come again."""
+    pictures: list[bytes] = []
+    asked = Evaluator.score
+
+    def score(evaluator: Evaluator, edits: Edits) -> Tensor:
+        pictures.extend(picture.tobytes() for picture in edits.render(image).numpy())
+        return asked(evaluator, edits)
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    region = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    region[0, 4, 4:6] = True
+    settings = DESettings(population=50, generations=40, pixels=pixels, out_of_range="clip", mutation=(1.5, 2.0))
+    classifier = linear_classifier(random_weight(2) / 100, torch.tensor([0.5, -0.5]))
+    outcome = run(classifier, Searches.of(image, torch.tensor([0]), regions=region), settings)[0]
+    assert len(set(pictures)) == len(pictures) == outcome.queries
+    assert outcome.queries < 0.7 * outcome.candidates
+
+
 def test_a_targeted_search_reaches_its_target_and_no_other_class(image: Tensor) -> None:
     weight = random_weight(4, seed=5)
     clean = (image[0].float() / 255 * weight).flatten(1).sum(1)

@@ -48,6 +48,18 @@ def test_changes_says_which_candidates_differ(case: tuple[torch.Tensor, Edits]) 
 
 
 @given(candidates())
+@settings(max_examples=200, deadline=None)
+def test_keys_are_equal_where_the_pictures_are(case: tuple[torch.Tensor, Edits]) -> None:
+    images, edits = case
+    pictures = render_slowly(images, edits)
+    keys = edits.keys(images).tolist()
+    for first in range(len(edits)):
+        for second in range(first):
+            if edits.image[first] == edits.image[second]:
+                assert (keys[first] == keys[second]) == torch.equal(pictures[first], pictures[second])
+
+
+@given(candidates())
 @settings(max_examples=50, deadline=None)
 def test_rendering_leaves_the_clean_images_alone(case: tuple[torch.Tensor, Edits]) -> None:
     images, edits = case

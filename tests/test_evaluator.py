@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator, pick_device
+from pixelsem.fitness.tuning import Memory, Way, fastest_batch
 from pixelsem.models.classifier import Classifier, Preprocessing
 
 SIZE = 8
@@ -111,12 +114,26 @@ class _SmallMemory:
     def attach(self, images: torch.Tensor) -> None:
         self.inner.attach(images)
 
+    def clean(self, images: slice) -> torch.Tensor:
+        self._check(images.stop - images.start)
+        result: torch.Tensor = self.inner.clean(images)
+        return result
+
     def logits(self, edits: Edits) -> torch.Tensor:
-        self.sizes.append(len(edits))
-        if len(edits) > self.limit:
-            raise self.error
+        self._check(len(edits))
         result: torch.Tensor = self.inner.logits(edits)
         return result
+
+    def _check(self, size: int) -> None:
+        self.sizes.append(size)
+        if size > self.limit:
+            raise self.error
+
+
+def with_small_memory(evaluator: Evaluator, limit: int, error: Exception) -> _SmallMemory:
+    small = _SmallMemory(evaluator._scorer("dense"), limit, error)
+    evaluator._scorers["dense"] = small
+    return small
 
 
 OUT_OF_MEMORY = [
@@ -132,13 +149,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
 ) -> None:
     expected = Evaluator(make_classifier(), device="cpu", batch_size=64)
     expected.attach(images)
-    evaluator = Evaluator(make_classifier(), device="cpu", batch_size=batch)
-    small = _SmallMemory(evaluator._scorer, 9, error)
-    evaluator._scorer = small
+    evaluator = Evaluator(make_classifier(), device="cpu", batch_size=batch, scorer="dense")
+    small = with_small_memory(evaluator, 9, error)
     evaluator.attach(images)
     torch.testing.assert_close(evaluator.score(make_edits()), expected.score(make_edits()), atol=1e-5, rtol=1e-5)
-    assert evaluator.batch_size is not None
-    assert evaluator.batch_size <= 9
     small.sizes.clear()
     evaluator.score(make_edits())
     assert max(small.sizes) <= 9, "a size that failed must not be tried again"
@@ -146,20 +160,171 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
 
 def test_one_candidate_that_does_not_fit_is_a_clear_error(images: torch.Tensor) -> None:
     evaluator = Evaluator(make_classifier(), device="cpu", batch_size=8)
-    evaluator._scorer = _SmallMemory(evaluator._scorer, 0, OUT_OF_MEMORY[0])
+    with_small_memory(evaluator, 0, OUT_OF_MEMORY[0])
     with pytest.raises(PixelsemError, match="out of memory with a single candidate"):
         evaluator.attach(images)
 
 
 def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(images: torch.Tensor) -> None:
     evaluator = Evaluator(make_classifier(), device="cpu", batch_size=8)
-    evaluator._scorer = _SmallMemory(evaluator._scorer, 0, RuntimeError("shapes do not match"))
+    with_small_memory(evaluator, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         evaluator.attach(images)
 
 
+def linear(weight: torch.Tensor) -> Classifier:
+    layer = nn.Linear(3 * SIZE * SIZE, len(weight))
+    layer.weight.data, layer.bias.data = weight.flatten(1).clone(), torch.zeros(len(weight))
+    preprocessing = Preprocessing((SIZE, SIZE), SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    names = tuple(f"class{number}" for number in range(len(weight)))
+    return Classifier(nn.Sequential(nn.Flatten(), layer), name="linear", class_names=names, preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_gradients_of_a_linear_model_are_its_weights(images: torch.Tensor, batch: int) -> None:
+    weight = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    classifier = linear(weight)
+    evaluator = Evaluator(classifier, device="cpu", batch_size=batch)
+    evaluator.attach(images)  # in inference mode, which must leave no mark on the weights
+    wanted = torch.tensor([2, 0, 3])
+    unit = images.float() / 255
+    result = evaluator.loss_and_gradient(unit, lambda logits, rows: logits.gather(1, wanted[rows, None])[:, 0])
+    torch.testing.assert_close(result.gradients, weight[wanted] / classifier.std)
+    with torch.inference_mode():
+        torch.testing.assert_close(result.logits, classifier(unit))
+    torch.testing.assert_close(result.losses, result.logits[torch.arange(3), wanted])
+    assert evaluator.queries == 3
+    torch.testing.assert_close(evaluator.logits(unit), result.logits)
+    assert evaluator.queries == 6
+
+
+def test_gradients_go_through_what_renders_the_images(images: torch.Tensor) -> None:
+    """One brightness per image: its gradient is the sum of the weights."""
+    weight = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    classifier = linear(weight)
+    evaluator = Evaluator(classifier, device="cpu", batch_size=2)
+    unit = images.float() / 255
+    result = evaluator.loss_and_gradient(
+        torch.zeros(3),
+        lambda logits, rows: rows * logits[:, 1],
+        lambda shift, rows: unit[rows] + shift[:, None, None, None],
+    )
+    expected = (weight[1] / classifier.std.view(3, 1, 1)).sum() * torch.arange(3)
+    torch.testing.assert_close(result.gradients, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_gradients_that_do_not_fit_are_asked_for_in_smaller_batches(images: torch.Tensor) -> None:
+    evaluator = Evaluator(make_classifier(), device="cpu")
+    many = images.float().repeat(10, 1, 1, 1) / 255
+    expected = evaluator.loss_and_gradient(many, lambda logits, _: logits[:, 0])
+    sizes: list[int] = []
+
+    def loss(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits[:, 0]
+
+    result = evaluator.loss_and_gradient(many, loss)
+    torch.testing.assert_close(result.gradients, expected.gradients)
+    assert result.losses.shape == (30,)
+    assert max(sizes[sizes.index(3) :]) == 3
+
+
+def test_no_candidates_have_no_logits(images: torch.Tensor) -> None:
+    evaluator = Evaluator(make_classifier(), device="cpu")
+    evaluator.attach(images)
+    assert evaluator.score(make_edits(0)).shape == (0, 4)
+    assert evaluator.queries == 0
+
+
+class _Slow:
+    """A scorer that takes so much longer."""
+
+    def __init__(self, inner: Any, factor: int) -> None:
+        self.inner, self.factor = inner, factor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def logits(self, edits: Edits) -> torch.Tensor:
+        for _ in range(self.factor):
+            logits: torch.Tensor = self.inner.logits(edits)
+        return logits
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PIXELSEM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tuning.json"
+
+
+@pytest.mark.parametrize("slow", ["dense", "incremental"])
+def test_auto_takes_what_is_faster(images: torch.Tensor, own_cache: Path, slow: str) -> None:
+    evaluator = Evaluator(make_classifier(), device="cpu")
+    evaluator.attach(images)
+    evaluator._scorers[slow] = _Slow(evaluator._scorer(slow), 20)
+    assert evaluator.way(make_edits()).evaluator == {"dense": "incremental", "incremental": "dense"}[slow]
+
+
+def test_auto_measures_once_per_model_and_number_of_pixels(images: torch.Tensor, own_cache: Path) -> None:
+    def ways(seed: int, pixels: int) -> list[Any]:
+        evaluator = Evaluator(make_classifier(seed), device="cpu")
+        evaluator.attach(images)
+        evaluator.score(make_edits(pixels=pixels))
+        return list(evaluator._ways.values())
+
+    first = ways(0, 2)
+    noted = own_cache.read_bytes()
+    assert ways(0, 2) == first
+    assert own_cache.read_bytes() == noted
+    ways(0, 3)
+    ways(1, 2)
+    assert len(json.loads(own_cache.read_bytes())) == 3
+    own_cache.write_bytes(b"{damaged")
+    ways(0, 2)
+    assert len(json.loads(own_cache.read_bytes())) == 1
+
+
+def test_auto_goes_by_what_it_noted(images: torch.Tensor, own_cache: Path) -> None:
+    Evaluator(make_classifier(), device="cpu").attach(images)
+    for name in ("dense", "incremental"):
+        evaluator = Evaluator(make_classifier(), device="cpu")
+        memory = Memory(evaluator.classifier, "fp32", evaluator.device)
+        memory.note(2, Way(name, 5, 1000.0, 0.5, 256))  # type: ignore[arg-type]
+        evaluator.attach(images)
+        assert evaluator.way(make_edits()) == Way(name, 5, 1000.0, 0.5, 256)  # type: ignore[arg-type]
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PIXELSEM_CACHE", str(tmp_path / "file" / "cache"))
+    evaluator = Evaluator(make_classifier(), device="cpu")
+    evaluator.attach(images)
+    assert evaluator.score(make_edits()).shape == (50, 4)
+
+
+def test_the_batch_grows_while_that_is_faster_and_shrinks_to_what_fits() -> None:
+    asked: list[int] = []
+
+    def seconds(way: Way) -> float:
+        asked.append(way.batch_size)
+        if way.batch_size > 300:
+            raise torch.OutOfMemoryError
+        return 0.001 + way.batch_size * 1e-6  # a launch, and what each costs
+
+    assert fastest_batch(Way("dense", 1, tried=4096), seconds).batch_size == 256
+    assert asked == [1, 16, 32, 64, 128, 256, 512], "until memory ends"
+    flat = fastest_batch(Way("dense", 1, tried=4096), lambda way: 0.002 * way.batch_size)
+    assert (flat.batch_size, flat.rate) == (16, pytest.approx(500))
+    heavy = fastest_batch(Way("dense", 1, tried=4096), lambda way: 3.0 * way.batch_size)
+    assert heavy.batch_size == 1
+
+
 def test_unknown_scorers_are_refused() -> None:
-    with pytest.raises(PixelsemError, match="none of dense, incremental"):
+    with pytest.raises(PixelsemError, match="none of auto, dense, incremental"):
         Evaluator(make_classifier(), device="cpu", scorer="psychic")
 
 

@@ -24,6 +24,8 @@ class Searches:
     :ivar targets: int64 [S], the class it must reach, -1 where any other will do.
     :ivar regions: bool [S, H, W], the pixels it may change; never empty.
     :ivar generators: one random generator per search, already keyed.
+    :ivar superpixels: int64 [S, H, W], for attacks that are guided by them: labels from 0 on, every one in use.
+    :ivar attention: float32 [S, H, W] in [0, 1], for attacks that are guided by it; its maximum is 1.
     """
 
     images: Tensor
@@ -32,6 +34,8 @@ class Searches:
     targets: Tensor
     regions: Tensor
     generators: Sequence[np.random.Generator]
+    superpixels: Tensor | None = None
+    attention: Tensor | None = None
 
     @classmethod
     def of(

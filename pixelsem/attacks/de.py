@@ -15,6 +15,7 @@ from pixelsem.attacks.few_pixel import GENES, PixelCoding, colour_genes
 from pixelsem.attacks.settings import DESettings
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator
+from pixelsem.fitness.seen import Seen, first_of_equal
 
 #: Hits looked at per search and generation: in low precision there may be many that do not hold.
 _MOST_CONFIRMED = 16
@@ -77,6 +78,8 @@ class _Run:
         self.evolution = Evolution(
             searches.generators, GENES * settings.pixels, settings, normal=colour_genes(settings.pixels), device=device
         )
+        candidates = settings.population * settings.generations
+        self.seen = Seen(len(searches), candidates, device)
         self.active = [_Search(index) for index in range(len(searches))]
 
     def advance(self) -> None:
@@ -100,19 +103,25 @@ class _Run:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(self, edits: Edits) -> tuple[Tensor, Tensor, Tensor]:
-        """Return fitness, hit and scored, each [n, P]: a candidate that changes nothing is free and no hit."""
-        size = self.settings.population
-        labels, targets = self.labels.repeat_interleave(size), self.targets.repeat_interleave(size)
-        fitness = self.clean.repeat_interleave(size)
-        hits = torch.zeros_like(labels, dtype=torch.bool)
-        changed = edits.changes(self.images)
-        chosen = changed.nonzero()[:, 0]
-        if len(chosen):
-            logits = self.evaluator.score(edits[chosen])
-            fitness[chosen] = fitness_of(logits, labels[chosen], targets[chosen])
-            hits[chosen] = is_hit(logits, labels[chosen], targets[chosen])
-        shape = (-1, size)
-        return fitness.view(shape), hits.view(shape), changed.view(shape)
+        """Return fitness, hit and scored, each [n, P].
+
+        A candidate that changes nothing is free and no hit; one that came before is free too.
+        """
+        shape = (-1, self.settings.population)
+        keys = edits.keys(self.images).view(shape)
+        known, fitness, hits = self.seen.recall(keys)
+        first = first_of_equal(keys)
+        scored = (keys != 0) & ~known & (first == torch.arange(shape[1], device=keys.device))
+        fitness = torch.where(keys == 0, self.clean[:, None], fitness)
+        hits &= known
+        if scored.any():
+            row = scored.nonzero()[:, 0]
+            logits = self.evaluator.score(edits[scored.flatten().nonzero()[:, 0]])
+            fitness[scored] = fitness_of(logits, self.labels[row], self.targets[row])
+            hits[scored] = is_hit(logits, self.labels[row], self.targets[row])
+        fitness, hits = fitness.gather(1, first), hits.gather(1, first)
+        self.seen.note(keys, fitness, hits, scored)
+        return fitness, hits, scored
 
     def _confirm(self, edits: Edits, fitness: Tensor, hits: Tensor) -> None:
         """Look at the fittest hits of each search until one holds in fp32."""
@@ -145,6 +154,7 @@ class _Run:
         self.evolution.keep(left)
         left = left.to(self.evaluator.device)
         self.coding.keep(left)
+        self.seen.keep(left)
         self.labels, self.targets, self.clean = self.labels[left], self.targets[left], self.clean[left]
         return outcomes
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixelsem.attacks.settings import DE_PRESETS, DESettings
-from pixelsem.settings import Settings
+from pixelsem.attacks.settings import DE_PRESETS, AttackSettings, DESettings
 
 if TYPE_CHECKING:
     from pixelsem.attacks.base import Attack
@@ -19,17 +18,22 @@ class AttackInfo:
     """What there is to know of an attack without running it.
 
     ``function`` is ``module:name`` under ``pixelsem.attacks``; ``presets`` maps a name to the settings it fixes;
-    ``access`` says whether it needs gradients (white) or only confidences (black).
+    ``access`` says whether it needs gradients (white) or only confidences (black); ``norm`` is the one that its
+    changes are small in, ``budget`` how small by default, in words; ``guide`` is ``module:factory`` under
+    ``pixelsem.engine`` of what makes the superpixels and the attention that it goes by.
     """
 
     name: str
     summary: str
-    settings: type[Settings]
+    settings: type[AttackSettings]
     function: str
     norm: str
+    budget: str
     access: Literal["white", "black"]
     paper: str
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    targeted: bool = True
+    guide: str = ""
 
     def load(self) -> Attack:
         """Import and return the attack's function."""
@@ -47,6 +51,7 @@ ATTACKS = {
             settings=DESettings,
             function="de:differential_evolution",
             norm="L0",
+            budget="1 pixel",
             access="black",
             paper="su2017, wang2021",
             presets=DE_PRESETS,

@@ -16,7 +16,17 @@ Strategy = Literal[
 
 
 @dataclass(frozen=True)
-class EvolutionSettings(Settings):
+class AttackSettings(Settings):
+    """Base of the settings of every attack."""
+
+    @property
+    def budget(self) -> int:
+        """How many queries one search takes at most."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EvolutionSettings(AttackSettings):
     """Differential evolution itself, whatever it minimises (wang2021 §III-C, Eqs. 10–13)."""
 
     population: int = option(400, "Candidates per generation.", low=6)
@@ -30,6 +40,11 @@ class EvolutionSettings(Settings):
     out_of_range: Literal["resample", "clip", "reflect"] = option(
         "resample", "What becomes of a gene that leaves its range."
     )
+
+    @property
+    def budget(self) -> int:
+        """How many queries one search takes at most."""
+        return self.population * self.generations
 
     def check(self) -> None:
         """Raise :class:`PixelsemError` for a range of F that is the wrong way round."""
@@ -134,17 +149,27 @@ class GoalOptions(Settings):
 
 
 @dataclass(frozen=True)
-class EvaluatorOptions(Settings):
-    """How candidates are scored; changes the speed, and only ``precision`` may change results."""
+class DeviceOptions(Settings):
+    """How the model is run; changes the speed, and only ``precision`` may change results."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = option(
         "fp32", "Arithmetic of the search; success is always decided in fp32 on the written file."
     )
-    evaluator: Literal["dense", "incremental"] = option(
-        "dense",
-        "dense runs the whole network on every candidate; incremental computes only what the changed pixels reach "
-        "(faster, and takes memory for the clean images' activations).",
-    )
-    batch_size: int | None = option(None, "Candidates per forward pass (default: found by trying).", low=1)
+    batch_size: int | None = option(None, "Images per forward pass (default: what suits the device).", low=1)
     in_flight: int = option(64, "Searches that run in lock-step.", low=1)
+
+
+@dataclass(frozen=True)
+class EvaluatorOptions(DeviceOptions):
+    """How the candidates of black-box attacks are scored."""
+
+    batch_size: int | None = option(None, "Candidates per forward pass (default: found by trying).", low=1)
+    evaluator: Literal["auto", "dense", "incremental"] = option(
+        "auto",
+        "dense runs the whole network on every candidate; incremental computes only what the changed pixels reach; "
+        "auto measures once per model and device which is faster.",
+    )
+    explain: bool = option(
+        False, "Show how candidates would be scored, node by node, and attack nothing.", flag="--explain"
+    )

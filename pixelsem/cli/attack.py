@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from pixelsem.attacks.registry import ATTACKS, AttackInfo
-from pixelsem.attacks.settings import EvaluatorOptions, GoalOptions, RegionOptions
+from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOptions, GoalOptions, RegionOptions
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import newest_stage, resolve_inputs
-from pixelsem.cli.model import load
 from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError
+from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
-from pixelsem.settings import Settings
 from pixelsem.stage import STAGE_FILE, Stage, digest
 
 if TYPE_CHECKING:
-    from pixelsem.engine.attacking import AttackRun, Tally
+    from pixelsem.engine.attacking import AttackRun, Guide, Tally
+    from pixelsem.fitness.evaluator import Evaluator
     from pixelsem.models import Classifier
+    from pixelsem.records import SegmentRecord
     from pixelsem.sources import ImageItem, ImageSource
 
 Images = Annotated[
@@ -40,6 +42,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Make adversarial images whose changes stay inside a region.", no_args_is_help=True)
     for info in ATTACKS.values():
         group.command(info.name, help=f"{info.summary} ({info.paper})")(_command(info))
+    group.command("list")(_list)
     app.add_typer(group, name="attack")
 
 
@@ -57,11 +60,11 @@ def _command(info: AttackInfo) -> Callable[..., None]:
         context: typer.Context,
         images: Images = None,
         preset: str | None = None,
-        settings: Settings,
+        settings: AttackSettings,
         region: RegionOptions,
         goal: GoalOptions,
         model: ModelOptions,
-        evaluator: EvaluatorOptions,
+        evaluator: DeviceOptions,
         selection: SelectionOptions,
         output: OutputOptions,
     ) -> None:
@@ -69,9 +72,39 @@ def _command(info: AttackInfo) -> Callable[..., None]:
         command.run(images, preset)
 
     text = f"Settings of a paper: {', '.join(info.presets)}. Options given beside it win."
-    choice = typer.Option(help=text, is_eager=True, callback=load_preset)
-    attack.__annotations__ |= {"settings": info.settings, "preset": Annotated[str | None, choice]}
+    choice = typer.Option(help=text, is_eager=True, callback=load_preset, hidden=not info.presets)
+    attack.__annotations__ |= {
+        "settings": info.settings,
+        "preset": Annotated[str | None, choice],
+        "evaluator": EvaluatorOptions if info.access == "black" else DeviceOptions,
+    }
     return expand(attack)
+
+
+def _list(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON on stdout.")] = False) -> None:
+    """List every attack: its norm, what it needs of the model, the paper, the default budget."""
+    from pixelsem.report.tables import Column, Table, to_plain
+    from pixelsem.report.terminal import to_rich
+
+    columns = (
+        Column("name", "Attack", about=True),
+        Column("summary", "What it does"),
+        Column("norm", "Norm"),
+        Column("budget", "Budget"),
+        Column("access", "Box"),
+        Column("targeted", "Targeted"),
+        Column("paper", "Paper"),
+    )
+    rows = [
+        (info.name, info.summary, info.norm, info.budget, info.access, "yes" if info.targeted else "no", info.paper)
+        for info in ATTACKS.values()
+    ]
+    table = Table("attacks", "Attacks", columns, rows)
+    console = Console(as_json=as_json)
+    if as_json:
+        console.data(json.dumps(to_plain(table)["rows"], ensure_ascii=False))
+    else:
+        console.table(to_rich(table, console.rich.width))
 
 
 @dataclass
@@ -80,11 +113,11 @@ class _AttackCommand:
 
     context: typer.Context
     info: AttackInfo
-    settings: Settings
+    settings: AttackSettings
     region: RegionOptions
     goal: GoalOptions
     model: ModelOptions
-    evaluator: EvaluatorOptions
+    evaluator: DeviceOptions
     selection: SelectionOptions
     output: OutputOptions
 
@@ -93,6 +126,9 @@ class _AttackCommand:
 
         started = time.monotonic()
         console = Console(quiet=self.output.quiet, as_json=self.output.json)
+        if isinstance(self.evaluator, EvaluatorOptions) and self.evaluator.explain:
+            self._explain(console)
+            return
         given = self._input(images, console)
         source = open_images(given)
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
@@ -135,9 +171,8 @@ class _AttackCommand:
         self, given: Path, source: ImageSource, items: list[ImageItem], masks: Path | None, preset: str | None
     ) -> tuple[AttackRun, Stage]:
         from pixelsem.engine.attacking import AttackPlan, AttackRun
-        from pixelsem.engine.labels import Labels
         from pixelsem.engine.regions import RegionMaker
-        from pixelsem.fitness.evaluator import Evaluator
+        from pixelsem.models.labels import Labels
         from pixelsem.regions.masks import MaskSource
 
         classifier = load(self.model)
@@ -146,13 +181,7 @@ class _AttackCommand:
         labels = Labels(self.goal.labels, classifier.class_names)
         target = None if self.goal.target is None else labels.index(self.goal.target, "--target")
         regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
-        evaluator = Evaluator(
-            classifier,
-            device=self.evaluator.device,
-            precision=self.evaluator.precision,
-            batch_size=self.evaluator.batch_size,
-            scorer=self.evaluator.evaluator,
-        )
+        evaluator = self._evaluator(classifier)
         stage = self._open_stage(given, source, items, masks, preset, classifier, target)
         plan = AttackPlan(
             attack=self.info.load(),
@@ -163,8 +192,43 @@ class _AttackCommand:
             regions=regions,
             seed=self.selection.seed,
             in_flight=self.evaluator.in_flight,
+            guide=self._guide(classifier),
         )
         return AttackRun(plan, evaluator, stage, items), stage
+
+    def _guide(self, classifier: Classifier) -> Guide | None:
+        if not self.info.guide:
+            return None
+        module, factory = self.info.guide.split(":")
+        make = getattr(import_module(f"pixelsem.engine.{module}"), factory)
+        return cast("Guide", make(self.settings, classifier, self.evaluator.device))
+
+    def _evaluator(self, classifier: Classifier) -> Evaluator:
+        from pixelsem.fitness.evaluator import Evaluator
+
+        options = self.evaluator
+        return Evaluator(
+            classifier,
+            device=options.device,
+            precision=options.precision,
+            batch_size=options.batch_size,
+            scorer=options.evaluator if isinstance(options, EvaluatorOptions) else "dense",
+        )
+
+    def _explain(self, console: Console) -> None:
+        """Say how candidates of this attack would be scored: a table for people, or all as JSON."""
+        from pixelsem.report.scoring import plan_table
+        from pixelsem.report.tables import to_plain
+        from pixelsem.report.terminal import to_rich
+
+        pixels, population = getattr(self.settings, "pixels", 1), getattr(self.settings, "population", 400)
+        evaluator = self._evaluator(load(self.model))
+        evaluator.attach_grey()
+        way = evaluator.way_for(pixels, population * self.evaluator.in_flight)
+        table = plan_table(evaluator.explain(pixels), way, pixels, evaluator.activation_bytes(pixels))
+        console.table(to_rich(table, console.rich.width))
+        if self.output.json:
+            console.data(json.dumps({"way": asdict(way), "nodes": to_plain(table)}))
 
     def _open_stage(
         self,
@@ -176,6 +240,7 @@ class _AttackCommand:
         model: Classifier,
         target: int | None,
     ) -> Stage:
+        from pixelsem.models.labels import labels_identity
         from pixelsem.sources import fingerprint
 
         region = self.region.to_dict()
@@ -186,7 +251,7 @@ class _AttackCommand:
             "settings": self.settings.to_dict(),
             "region": {name: value for name, value in region.items() if name != "masks"},
             "goal": {name: value for name, value in goal.items() if name not in ("time_limit", "labels")},
-            "labels": _labels_identity(self.goal.labels),
+            "labels": labels_identity(self.goal.labels),
             "seed": self.selection.seed,
             "precision": self.evaluator.precision,
             "model": model.digest,
@@ -215,15 +280,10 @@ class _AttackCommand:
     def _forecast(self, run: AttackRun) -> str:
         """Say how much there is to do at most; the progress bar says how long it takes."""
         searches = run.total()
-        text = f"{len(run.items)} images, {searches} searches"
-        population = getattr(self.settings, "population", 0)
-        budget = population * getattr(self.settings, "generations", 0)
-        if not budget:
-            return text
-        together = population * min(self.evaluator.in_flight, max(1, searches))
-        rate = run.measure_rate(together, getattr(self.settings, "pixels", 1))
-        seconds = searches * budget / rate
-        return f"{text}, at most {searches * budget:,} queries: {_duration(seconds)} at {rate:,.0f} queries/s"
+        budget = searches * self.settings.budget
+        rate = run.measure_rate(self.info.access, getattr(self.settings, "pixels", 1))
+        what = f"{len(run.items)} images, {searches} searches, at most {budget:,} queries"
+        return f"{what}: {_duration(budget / rate)} at {rate:,.0f} queries/s"
 
     def _counts(self, stage: Stage, tally: Tally, images: int) -> dict[str, int]:
         """Count what the stage holds, whichever run put it there; only ``resumed`` and ``failed`` are of this run."""
@@ -279,12 +339,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _labels_identity(labels: str) -> str:
-    """A CSV of labels is what it says, wherever it lies."""
-    path = Path(labels)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else labels
-
-
 def _masks_identity(masks: Path) -> str:
     """Masks are what their files hold and how they are flagged, wherever they lie."""
     from pixelsem.sources import file_digest, fingerprint, open_images
@@ -292,4 +346,10 @@ def _masks_identity(masks: Path) -> str:
     if not (masks / STAGE_FILE).is_file():
         return fingerprint(open_images(masks).items)
     stage = Stage.open(masks)
-    return digest({r.id: [file_digest(stage.resolve(r.mask)), r.kind, r.flags] for r in stage.segment_records()})
+    return digest({r.id: [file_digest(stage.resolve(r.mask)), *_meaning(r)] for r in stage.segment_records()})
+
+
+def _meaning(record: SegmentRecord) -> list[object]:
+    """Return what decides beside a mask's values which pixels are its foreground, and whether it is attacked."""
+    cut = [record.threshold] if record.threshold != 0.5 else []
+    return [record.kind, record.flags, *cut]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,27 +22,37 @@ from torch import Tensor
 from pixelsem.attacks.base import Attack, Outcome, Progress, Searches, is_hit
 from pixelsem.attacks.random import generator
 from pixelsem.attacks.settings import GoalOptions, RegionOptions
-from pixelsem.engine.labels import Labels
+from pixelsem.engine.overlap import Ahead, Behind
 from pixelsem.engine.regions import RegionMaker
-from pixelsem.errors import InputError
+from pixelsem.errors import InputError, OutputError
 from pixelsem.files import write_atomically
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import read_image, write_image
 from pixelsem.models.inputs import fit_image
+from pixelsem.models.labels import Labels
 from pixelsem.records import AttackRecord, PixelChange, Prediction, PredictionAfter
 from pixelsem.records import Outcome as OutcomeName
 from pixelsem.sources import ImageItem
 from pixelsem.stage import Stage, png_names
 
+_READ_AHEAD = 32  # images
+_WRITE_BEHIND = 64  # outcomes
+
 #: Attacks that change more pixels than this do not list them one by one.
 MAX_LISTED_PIXELS = 64
+
+
+#: Makes the fields of :class:`Searches` that guide an attack, by name and per image, from uint8 [N, 3, H, W] images
+#: and their labels, int64 [N].
+Guide = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class AttackPlan:
     """Everything that says what an attack run does.
 
-    ``settings`` go to ``attack`` as they are; ``seed`` and the clean pixels key every random draw.
+    ``settings`` go to ``attack`` as they are; ``seed`` and the clean pixels key every random draw. ``guide`` makes
+    what else the attack goes by.
     """
 
     attack: Attack
@@ -53,6 +63,7 @@ class AttackPlan:
     regions: RegionMaker
     seed: int
     in_flight: int = 64
+    guide: Guide | None = None
 
 
 @dataclass
@@ -68,6 +79,14 @@ class Tally:
     failures: dict[str, str] = field(default_factory=dict)
     out_of_time: bool = False
     on_change: Callable[[Tally], None] = lambda _: None
+
+
+class _Read(NamedTuple):
+    """What is read of one image: uint8 [H, W, 3] at the classifier's resolution, its regions, the mask's flags."""
+
+    pixels: NDArray[np.uint8]
+    regions: Mapping[str, NDArray[np.bool_]]
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,7 @@ class AttackRun:
         self.files = png_names(item.id for item in items)
         self.slugs = _slugs(self.names)
         self.tally = Tally()
+        self._reader, self._writer = Ahead(_READ_AHEAD), Behind(_WRITE_BEHIND)
 
     def searches_per_image(self) -> int:
         """Return how many searches each attacked image stands for."""
@@ -125,18 +145,21 @@ class AttackRun:
         self.tally.total = self.total()
         limit = self.plan.goal.time_limit
         deadline = None if limit is None else time.monotonic() + limit
-        for group in self._groups(self._tasks(self.stage.keys())):
-            if deadline is not None and time.monotonic() > deadline:
-                self.tally.out_of_time = True
-                break
-            self._search(group, deadline)
+        with self._reader, self._writer:
+            for group in self._groups(self._tasks(self.stage.keys())):
+                if deadline is not None and time.monotonic() > deadline:
+                    self.tally.out_of_time = True
+                    break
+                self._search(group, deadline)
         return self.tally
 
-    def measure_rate(self, candidates: int, pixels: int) -> float:
-        """Return the queries per second of the evaluator, tried with so many candidates of a grey image."""
-        height, width = self.classifier.preprocessing.size
-        self.evaluator.attach(torch.full((1, 3, height, width), 128, dtype=torch.uint8))
-        return self.evaluator.measure_rate(candidates, pixels)
+    def measure_rate(self, access: Literal["white", "black"], pixels: int) -> float:
+        """Return the queries per second of the evaluator, tried on grey images."""
+        searches = max(1, min(self.plan.in_flight, self.total()))
+        if access == "white":
+            return self.evaluator.measure_gradient_rate(searches)
+        self.evaluator.attach_grey()
+        return self.evaluator.measure_rate(searches * getattr(self.plan.settings, "population", 1), pixels)
 
     def _groups(self, tasks: Iterable[_Task]) -> Iterator[list[_Task]]:
         group: list[_Task] = []
@@ -151,15 +174,13 @@ class AttackRun:
     def _tasks(self, done: set[tuple[str, ...]]) -> Iterator[_Task]:
         """Yield what is left to search; record what is skipped."""
         per_image = Counter(key[0] for key in done)
-        for item in self.items:
-            complete = per_image[item.id] >= self.searches_per_image()
+        left = [item for item in self.items if per_image[item.id] < self.searches_per_image()]
+        self.tally.resumed += (len(self.items) - len(left)) * self.searches_per_image()
+        for item, read in self._reader.map(self._read, left):
             try:
-                image = None if complete else self._prepare(item)
+                image = self._prepare(item, read())
             except InputError as error:
                 self.tally.failures[item.id] = str(error)
-                continue
-            if image is None:
-                self.tally.resumed += self.searches_per_image()
                 continue
             for task in self._tasks_of(image):
                 if self._key(task) in done:
@@ -169,14 +190,17 @@ class AttackRun:
                 else:
                     yield task
 
-    def _prepare(self, item: ImageItem) -> _Image:
+    def _read(self, item: ImageItem) -> _Read:
+        """Read an image and its regions; on the reader's thread."""
         preprocessing, how = self.classifier.preprocessing, self.plan.region.resize
         full = read_image(item.path)
         pixels = np.ascontiguousarray(fit_image(full, preprocessing, how))
-        logits = self._logits(pixels)
-        label, source = self.plan.labels.of(item, int(logits.argmax()))
-        regions, flags = self.plan.regions.of(item.id, full.shape, pixels, preprocessing)
-        return _Image(item, pixels, label, source, logits, regions, flags)
+        return _Read(pixels, *self.plan.regions.of(item.id, full.shape, pixels, preprocessing))
+
+    def _prepare(self, item: ImageItem, read: _Read) -> _Image:
+        logits = self._logits(read.pixels)
+        label, source = self.plan.labels.of(item.id, int(logits.argmax()))
+        return _Image(item, read.pixels, label, source, logits, read.regions, read.flags)
 
     def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -208,7 +232,7 @@ class AttackRun:
         return None
 
     def _skip(self, task: _Task, reason: OutcomeName) -> None:
-        self.stage.append(self._record(task, reason, None, None, None))
+        self._writer.submit(lambda: self.stage.append(self._record(task, reason, None, None, None)))
         self._count_skipped(reason)
 
     def _count_skipped(self, reason: str, count: int = 1) -> None:
@@ -234,36 +258,48 @@ class AttackRun:
     def _searches(self, tasks: list[_Task]) -> Searches:
         images: dict[str, _Image] = {task.image.item.id: task.image for task in tasks}
         order = {image_id: number for number, image_id in enumerate(images)}
-        pixels = np.stack([image.pixels for image in images.values()])
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images.values()])).permute(0, 3, 1, 2)
+        labels = torch.tensor([image.label for image in images.values()])
+        guides = {} if self.plan.guide is None else self.plan.guide(pixels, labels)
+        image = torch.tensor([order[task.image.item.id] for task in tasks])
         return Searches(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            image=torch.tensor([order[task.image.item.id] for task in tasks]),
-            labels=torch.tensor([task.image.label for task in tasks]),
+            images=pixels.contiguous(),
+            image=image,
+            labels=labels[image],
             targets=torch.tensor([-1 if task.target is None else task.target for task in tasks]),
             regions=torch.from_numpy(np.stack([task.image.regions[task.region] for task in tasks])),
             generators=[self._generator(task) for task in tasks],
+            **{name: guide[image] for name, guide in guides.items()},
         )
 
     def _generator(self, task: _Task) -> np.random.Generator:
         return generator(self.plan.seed, task.repeat, task.image.pixels, task.region, task.target)
 
     def _finish(self, task: _Task, outcome: Outcome) -> None:
-        """Write one outcome's files, decide its success on what was written, and record it."""
+        """Decide an outcome's success in fp32 and have it written; the search goes on meanwhile."""
         pixels = np.ascontiguousarray(outcome.adversarial.permute(1, 2, 0).numpy())
         logits = self._logits(pixels)
-        adversarial = None
-        if self._hits(task, logits):
-            adversarial = self._file("images", task)
-            write_image(self.stage.path / adversarial, pixels)
-            logits = self._logits(read_image(self.stage.path / adversarial))
-            if not self._hits(task, logits):
-                (self.stage.path / adversarial).unlink()
-                adversarial = None
-        self._write_history(task, outcome)
-        self.stage.append(self._record(task, "attacked", outcome, logits, adversarial, pixels))
+        adversarial = self._file("images", task) if self._hits(task, logits) else None
+        self._writer.submit(lambda: self._write(task, outcome, logits, adversarial, pixels))
         self.tally.searched += 1
         self.tally.found += adversarial is not None
         self.tally.on_change(self.tally)
+
+    def _write(
+        self, task: _Task, outcome: Outcome, logits: Tensor, adversarial: str | None, pixels: NDArray[np.uint8]
+    ) -> None:
+        """Write one outcome's files, then its record; on the writer's thread.
+
+        What was scored is what can be read back: that is looked at, pixel by pixel.
+        """
+        if adversarial is not None:
+            path = self.stage.path / adversarial
+            write_image(path, pixels)
+            if not np.array_equal(read_image(path), pixels):
+                path.unlink()
+                raise OutputError(f"{path}: reads back as other pixels than were written; is the disk sound?")
+        self._write_history(task, outcome)
+        self.stage.append(self._record(task, "attacked", outcome, logits, adversarial, pixels))
 
     def _hits(self, task: _Task, logits: Tensor) -> bool:
         target = torch.tensor([-1 if task.target is None else task.target])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from pixelsem.attacks.settings import RegionOptions
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.models.classifier import Preprocessing
 from pixelsem.models.inputs import fit_mask
-from pixelsem.regions.masks import Kind, MaskSource, grow, match_area, region_of
+from pixelsem.regions.masks import MaskEntry, MaskSource, grow, match_area
 
 
 class RegionMaker:
@@ -50,14 +52,17 @@ class RegionMaker:
             )
         source_shape = shape if mask.shape == tuple(shape[:2]) else (height, width)
         fitted = fit_mask(mask, source_shape, preprocessing, self._options.resize)
-        return whole | self._split(fitted, entry.kind, pixels), entry.flags
+        return whole | self._split(replace(entry, values=fitted), pixels), entry.flags
 
-    def _split(self, mask: NDArray[np.integer], kind: Kind, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
+    def _split(self, mask: MaskEntry, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
+        def region(name: str) -> NDArray[np.bool_]:
+            return mask.region(name)
+
         names = self._options.regions
-        labelled = {name: region_of(mask, kind, name) for name in names if name.startswith("label:")}
+        labelled = {name: region(name) for name in names if name.startswith("label:")}
         if labelled:
-            return {name: grow(region, self._border) for name, region in labelled.items()}
-        foreground = grow(region_of(mask, kind, "foreground"), self._border)
+            return {name: grow(inside, self._border) for name, inside in labelled.items()}
+        foreground = grow(region("foreground"), self._border)
         background = ~foreground
         if self._options.match_area:
             rng = generator(self._seed, 0, pixels, "match-area", None)

@@ -42,12 +42,24 @@ class Edits:
             colour = torch.cat([earlier, colour[:, last:]], 1)
         return Edits(self.image, self.position, colour)
 
-    def changes(self, images: Tensor) -> Tensor:
-        """Return bool [C]: does the candidate differ from its image (uint8 [N, 3, H, W]) at all?"""
+    def keys(self, images: Tensor) -> Tensor:
+        """Return int64 [C]: the same number for candidates of one image that come to the same picture, 0 for the clean.
+
+        ``images`` is uint8 [N, 3, H, W]. With one pixel different pictures have different numbers; with more, two
+        may share one by a chance of 1 in 2^64.
+        """
         flat = images.flatten(2).transpose(1, 2)
         settled = self.settled()
-        clean = flat[settled.image[:, None], settled.position]
-        return (clean != settled.colour).flatten(1).any(1)
+        counts = (flat[settled.image[:, None], settled.position] != settled.colour).any(2)
+        for last in range(1, self.position.shape[1]):  # a position that is named again counts once
+            counts[:, last] &= (self.position[:, :last] != self.position[:, last : last + 1]).all(1)
+        red, green, blue = settled.colour.long().unbind(2)
+        code = ((settled.position << 24) | (red << 16) | (green << 8) | blue) + 1
+        return (counts * (code if code.shape[1] == 1 else mixed(code))).sum(1)
+
+    def changes(self, images: Tensor) -> Tensor:
+        """Return bool [C]: does the candidate differ from its image (uint8 [N, 3, H, W]) at all?"""
+        return self.keys(images) != 0
 
     def render(self, images: Tensor) -> Tensor:
         """Return uint8 [C, 3, H, W]: every candidate's image, written with one scatter."""
@@ -57,3 +69,15 @@ class Edits:
         index = settled.position[:, None, :].expand(count, channels, -1)
         out.scatter_(2, index, settled.colour.transpose(1, 2))
         return out.view(count, channels, height, width)
+
+
+def mixed(values: Tensor) -> Tensor:
+    """Spread int64 numbers evenly over all of int64, 0 staying 0 (the finaliser of Murmur3, a bijection)."""
+    for factor in (-49064778989728563, -4265267296055464877):  # 0xff51afd7ed558ccd and 0xc4ceb9fe1a85ec53, signed
+        values = (values ^ _shifted(values)) * factor
+    return values ^ _shifted(values)
+
+
+def _shifted(values: Tensor) -> Tensor:
+    """Shift to the right by 33 bits, zeros coming in."""
+    return (values >> 33) & (2**31 - 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -49,31 +51,46 @@ class Step:
     value: Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """How candidates with a certain number of pixels are scored.
 
+    :ivar of_input: where windows lie in the image itself.
     :ivar steps: what is computed on windows; everything else is computed on whole maps.
     :ivar kept: the nodes whose clean maps are read.
     :ivar nodes: the same for people, in the order of computation.
     """
 
+    of_input: Placement
     steps: dict[fx.Node, Step]
     kept: frozenset[fx.Node]
     nodes: list[NodePlan]
 
+    @cached_property
+    def kept_values(self) -> int:
+        """How many values of one image are kept."""
+        return sum(prod(self.steps[node].value.shape[1:]) for node in self.kept)
 
-class Analysis:
-    """Everything about a network at one size of image that does not depend on the number of changed pixels.
 
-    ``image`` is float [1, 3, H, W] as the network takes it; ``classes`` is how many classes the coordinates of
-    pixels are sorted into, per axis: more compute less in vain, in smaller batches.
+@dataclass(frozen=True)
+class Placed:
+    """Where windows lie, once it is settled which pixels have windows of one size.
 
+    :ivar of_input: in the image itself.
     :ivar steps: what could be computed on windows, however large these are.
-    :ivar of_input: where windows lie in the image itself.
     """
 
-    def __init__(self, graph: fx.GraphModule, image: Tensor, classes: int) -> None:
+    of_input: Placement
+    steps: dict[fx.Node, Step]
+
+
+class Analysis:
+    """Everything about a network at one size of image that does not depend on the candidates.
+
+    ``image`` is float [1, 3, H, W] as the network takes it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, image: Tensor) -> None:
         self._graph = graph
         probe = _Probe(graph)
         with FlopCounterMode(display=False) as counter:
@@ -83,23 +100,42 @@ class Analysis:
         self._reached = _reached(graph.graph, self._shapes)
         # Windows of all sizes first: what they cost tells which pixels should share a size.
         lengths = [torch.zeros(length, dtype=torch.int64, device=image.device) for length in image.shape[2:]]
-        steps = self._steps(Placement(*map(Reach.of_input, lengths)))
-        sorted_out = [self._classes(steps, axis, classes).to(image.device) for axis in ("y", "x")]
-        self.of_input = Placement(*map(Reach.of_input, sorted_out))
-        self.steps = self._steps(self.of_input)
+        self._exact = self._steps(Placement(*map(Reach.of_input, lengths)))
+        self._placed: dict[int, Placed] = {}
 
-    def plan(self, pixels: int, dense_from: float) -> Plan:
+    def placed(self, classes: int) -> Placed:
+        """Return the windows with the coordinates of pixels sorted into so many classes, per axis.
+
+        More classes compute less in vain, in smaller batches.
+        """
+        if classes not in self._placed:
+            y, x = (self._classes(self._exact, axis, classes) for axis in ("y", "x"))
+            of_input = Placement(Reach.of_input(y), Reach.of_input(x))
+            self._placed[classes] = Placed(of_input, self._steps(of_input))
+        return self._placed[classes]
+
+    def plan(self, pixels: int, dense_from: float, classes: int) -> Plan:
         """Return the plan for candidates of ``pixels`` changed pixels.
 
         Maps of which the windows would be a part above ``dense_from`` are computed whole, and all that follows.
         """
+        placed = self.placed(classes)
         steps: dict[fx.Node, Step] = {}
-        for node, step in self.steps.items():
+        for node, step in placed.steps.items():
             fits = node.op == "placeholder" or pixels * step.value.placement.share <= dense_from
             if fits and all(operand in steps for operand in node.all_input_nodes if operand in self._reached):
                 steps[node] = step
-        nodes = [self._describe(node, steps.get(node), pixels) for node in self._reached if node.op != "output"]
-        return Plan(steps, self._kept(steps), nodes)
+        nodes = [
+            self._describe(node, steps.get(node), placed.steps.get(node), pixels)
+            for node in self._reached
+            if node.op != "output"
+        ]
+        return Plan(placed.of_input, steps, self._kept(steps), nodes)
+
+    def shares(self, pixels: int, classes: int) -> list[float]:
+        """Return every ``dense_from`` that makes a plan of its own, ascending; the last computes nothing whole."""
+        shares = {pixels * step.value.placement.share for step in self.placed(classes).steps.values()}
+        return sorted(shares)
 
     def _steps(self, of_input: Placement) -> dict[fx.Node, Step]:
         steps: dict[fx.Node, Step] = {}
@@ -115,12 +151,13 @@ class Analysis:
         costly = [
             (getattr(step.value.placement, axis), self._macs[node]) for node, step in steps.items() if self._macs[node]
         ]
+        coordinates = getattr(steps[next(iter(steps))].value.placement, axis).first
         if not costly:
-            return torch.zeros_like(getattr(steps[next(iter(steps))].value.placement, axis).first)
+            return torch.zeros_like(coordinates)
         sizes = np.stack([reach.sizes.cpu().numpy() for reach, _ in costly], 1).astype(np.float64)
         # What a longer window costs: as many multiplications for each unit as the other axis is long.
         weight = np.array([macs * max(reach.windows) / reach.length**2 for reach, macs in costly])
-        return torch.from_numpy(classify(sizes, weight, count))
+        return torch.from_numpy(classify(sizes, weight, count)).to(coordinates.device)
 
     def _step(self, node: fx.Node, values: Mapping[fx.Node, Value], of_input: Placement) -> Step | None:
         shape = self._shapes[node]
@@ -145,9 +182,8 @@ class Analysis:
                     kept.add(operand)
         return frozenset(kept)
 
-    def _describe(self, node: fx.Node, step: Step | None, pixels: int) -> NodePlan:
+    def _describe(self, node: fx.Node, step: Step | None, known: Step | None, pixels: int) -> NodePlan:
         macs = self._macs[node]
-        known = step or self.steps.get(node)
         size = known.value.placement.map if known else _map_size(self._shapes[node])
         window = step.value.placement.largest if step else size
         share = pixels * step.value.placement.share if step else 1.0

@@ -193,12 +193,12 @@ class Batch:
 
     The M = C · K windows of a batch are sorted by the classes of their pixels.
 
-    :ivar image: int64 [C].
+    :ivar image: int64 [C], numbers below ``images``.
     :ivar order: int64 [M], which of the pixels, numbered c · K + k, each window belongs to.
     """
 
-    def __init__(self, image: Tensor, position: Tensor, of_input: Placement) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, position: Tensor, of_input: Placement, images: int) -> None:
+        self.image, self.images = image, images
         pixels, device = position.shape[1], position.device
         y, x = (position // of_input.x.length).flatten(), (position % of_input.x.length).flatten()
         rows, columns = len(of_input.y.windows), len(of_input.x.windows)
@@ -241,15 +241,15 @@ class Batch:
             parts.append(((map_start + y * width)[:, :, None] + x[:, None, :]).flatten())
         return torch.cat(parts)
 
-    def rows_to_read(self, layout: Layout, group: Group, y: Tensor, x: Tensor, images: int) -> Tensor:
+    def rows_to_read(self, layout: Layout, group: Group, y: Tensor, x: Tensor) -> Tensor:
         """Return int [n · p · q]: the rows that hold the values at ``y``, ``x`` of each window's candidate.
 
         The n windows are those of ``group``; ``y`` is int64 [n, p], ``x`` int64 [n, q], and may lie outside the
-        map. The rows are those of ``images`` clean maps, then of all windows of ``layout``, then one for all
+        map. The rows are those of all clean maps, then of all windows of ``layout``, then one for all
         outside the map. What lies in several windows of a candidate is read from any: all windows are right.
         """
         height, width = layout.placement.map
-        clean = images * height * width
+        clean = self.images * height * width
         outside = clean + layout.rows
         kind = torch.int32 if 3 * outside < 2**31 else torch.int64  # half the traffic where it fits
         candidate = self._candidate[group.start : group.stop]

@@ -1,4 +1,4 @@
-"""From a command's model options to a loaded classifier."""
+"""From model options to a loaded classifier."""
 
 from __future__ import annotations
 

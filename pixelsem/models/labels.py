@@ -1,14 +1,14 @@
-"""The class that each image is attacked away from, and where it was taken from."""
+"""The class that stands for each image (what it is attacked away from), and where it was taken from."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.files import one_line
-from pixelsem.sources import ImageItem
 
 Source = Literal["given", "predicted"]
 
@@ -35,7 +35,7 @@ class Labels:
         shown = ", ".join(self._names[:10]) + (", …" if len(self._names) > 10 else "")
         raise PixelsemError(f"{where}: {name!r} is none of the model's {len(self._names)} classes ({shown})")
 
-    def of(self, item: ImageItem, predicted: int) -> tuple[int, Source]:
+    def of(self, image_id: str, predicted: int) -> tuple[int, Source]:
         """Return the class number of an image and where it comes from.
 
         Raises :class:`InputError` where a label must be given and is not.
@@ -43,15 +43,15 @@ class Labels:
         if self._rule == "predicted":
             return predicted, "predicted"
         if self._table:
-            if item.id not in self._table:
-                raise InputError(f"{item.path}: {self._rule} has no line for {item.id!r}")
-            return self._table[item.id], "given"
-        folders = reversed(PurePosixPath(item.id).parts[:-1])
+            if image_id not in self._table:
+                raise InputError(f"{self._rule}: has no line for {image_id!r}")
+            return self._table[image_id], "given"
+        folders = reversed(PurePosixPath(image_id).parts[:-1])
         named = next((self._index[name] for name in folders if name in self._index), None)
         if named is not None:
             return named, "given"
         if self._rule == "given":
-            raise InputError(f"{item.path}: no folder above it is named after a class; use --labels predicted or a CSV")
+            raise InputError(f"{image_id}: no folder above it is named after a class; use --labels predicted or a CSV")
         return predicted, "predicted"
 
     def _read(self, file: Path) -> dict[str, int]:
@@ -72,3 +72,9 @@ class Labels:
         if not table:
             raise PixelsemError(f"{file}: holds no labels; it needs lines of id,class")
         return table
+
+
+def labels_identity(rule: str) -> str:
+    """Return what ``rule`` says, for a stage's identity: a CSV file is what it holds, wherever it lies."""
+    path = Path(rule)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else rule

@@ -1,0 +1,176 @@
+"""Running a network on the windows of a batch of candidates, and on whole maps where its plan says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from pixelsem.fitness.graph import asks_shape
+from pixelsem.fitness.kinds import Sliding, Value
+from pixelsem.fitness.plan import Plan, Step
+from pixelsem.fitness.windows import Batch, Group, from_rows, to_rows
+
+
+class Clock:
+    """Notes how long each node of a graph takes.
+
+    :ivar seconds: by node; of the last run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[fx.Node, float] = {}
+        self._device = device
+
+    def now(self) -> float:
+        """Return the time once everything asked of the device is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+class Timed(fx.Interpreter):
+    """Runs a graph as it is; each node is timed where there is a clock."""
+
+    def __init__(self, graph: fx.GraphModule, clock: Clock | None = None) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False
+        self._clock = clock
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Return the value of ``node``."""
+        if self._clock is None:
+            return self.compute(node)
+        start = self._clock.now()
+        result = self.compute(node)
+        self._clock.seconds[node] = self._clock.now() - start
+        return result
+
+    def compute(self, node: fx.Node) -> Any:
+        """Return the value of ``node``."""
+        return super().run_node(node)
+
+
+@dataclass
+class _Windows:
+    """All windows of a batch at one node.
+
+    :ivar rows: [R, C], their values; see ``Layout``.
+    :ivar sources: for each value around the map, the rows to read from; see ``Batch.rows_to_read``.
+    :ivar whole: the whole maps, once something asked for them.
+    """
+
+    node: fx.Node
+    rows: Tensor
+    about: Value
+    sources: dict[float, Tensor] = field(default_factory=dict)
+    whole: Tensor | None = None
+
+    def as_map(self) -> Tensor:
+        """Return all values as one map of one row, for operations that look at single positions."""
+        return _as_map(self.rows, self.about)
+
+
+def _as_map(rows: Tensor, about: Value) -> Tensor:
+    return from_rows(rows, (1, len(rows)), about.shape, about.axes)
+
+
+class Propagation(Timed):
+    """Runs the network on the windows of a batch of candidates, and on whole maps where the plan says so.
+
+    ``clean`` holds the kept activations of the images that the batch refers to, as rows.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        plan: Plan,
+        clean: Mapping[fx.Node, Tensor],
+        batch: Batch,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(graph, clock)
+        self._plan, self._clean, self._batch = plan, clean, batch
+
+    def compute(self, node: fx.Node) -> Any:
+        """Return the value of ``node``: windows where the plan has a step for it."""
+        step = self._plan.steps.get(node)
+        if step is None:
+            see = self._shape_only if asks_shape(node) else self._whole
+            return self._call(node, see)
+        if node.op == "placeholder":
+            return _Windows(node, super().compute(node)[self._batch.order], step.value)
+        operand = self.env[node.all_input_nodes[0]]
+        if isinstance(step.operation, Sliding):
+            rows = self._slide(step.operation, step.value, operand)
+        else:
+            rows = to_rows(self._pointwise(node, step, operand), step.value.axes)
+        return _Windows(node, rows, step.value)
+
+    def _call(self, node: fx.Node, see: Callable[[_Windows], Tensor]) -> Any:
+        """Run ``node`` as it is, with ``see`` applied to the operands that are windows."""
+        given = self.fetch_args_kwargs_from_env(node)
+        args, kwargs = map_aggregate(given, lambda one: see(one) if isinstance(one, _Windows) else one)
+        return getattr(self, node.op)(node.target, args, kwargs)
+
+    def _pointwise(self, node: fx.Node, step: Step, operand: _Windows) -> Tensor:
+        call = getattr(step.operation, "call", None)
+        result: Tensor = (
+            call(operand.as_map()) if call else self._call(node, lambda one: self._aligned(one, step.value))
+        )
+        return result
+
+    def _aligned(self, windows: _Windows, value: Value) -> Tensor:
+        """Return ``windows`` widened to those of ``value``, as one map of one row."""
+        if windows.about.placement is value.placement:
+            return windows.as_map()
+        layout = self._batch.layout(value.placement)
+        read = [self._read(windows, group, *layout.coordinates(group)) for group in layout.groups]
+        return _as_map(torch.cat(read), windows.about)
+
+    def _slide(self, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
+        """Return the rows of the windows that ``operation`` results in."""
+        layout, results = self._batch.layout(value.placement), []
+        for group in layout.groups:
+            part = slice(group.start, group.stop)
+            y = operation.y.reads(layout.top[part], group.height)
+            x = operation.x.reads(layout.left[part], group.width)
+            read = self._read(operand, group, y, x, operation.outside)
+            result = operation.call(from_rows(read, (y.shape[1], x.shape[1]), operand.about.shape, (2, 3)))
+            if operation.weight is not None:
+                rows, columns = (
+                    weight.to(result)[places]
+                    for weight, places in zip(operation.weight, layout.coordinates(group), strict=True)
+                )
+                result = result * (rows[:, None, :, None] * columns[:, None, None, :])
+            results.append(to_rows(result, (2, 3)))
+        return torch.cat(results)
+
+    def _read(self, windows: _Windows, group: Group, y: Tensor, x: Tensor, outside: float = 0.0) -> Tensor:
+        """Return rows [n · p · q, C]: what is at ``y`` [n, p] and ``x`` [n, q] for the windows of ``group``."""
+        if outside not in windows.sources:
+            around = windows.rows.new_full((1, windows.rows.shape[1]), outside)
+            windows.sources[outside] = torch.cat([self._clean[windows.node], windows.rows, around])
+        layout = self._batch.layout(windows.about.placement)
+        which = self._batch.rows_to_read(layout, group, y, x)
+        return windows.sources[outside].index_select(0, which)
+
+    def _whole(self, windows: _Windows) -> Tensor:
+        """Return the whole maps [C, ...]: the clean ones with the windows laid over them."""
+        if windows.whole is None:
+            about = windows.about
+            height, width = about.placement.map
+            clean = self._clean[windows.node].view(self._batch.images, height * width, -1)
+            rows = clean.index_select(0, self._batch.image).flatten(0, 1)
+            changed = self._batch.rows_of_windows(self._batch.layout(about.placement))
+            rows.index_copy_(0, changed, windows.rows)
+            windows.whole = from_rows(rows, (height, width), about.shape, about.axes)
+        return windows.whole
+
+    def _shape_only(self, windows: _Windows) -> Tensor:
+        return torch.empty((len(self._batch.image), *windows.about.shape[1:]), device="meta")
