@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixelsem.cli import evaluate_accuracy, evaluate_diff, evaluate_panels
+from pixelsem.cli import evaluate_accuracy, evaluate_diff, evaluate_masks, evaluate_panels, evaluate_texture
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.inputs import resolve_inputs
@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
     group.command("success")(expand(evaluate_success))
     group.command("accuracy")(expand(evaluate_accuracy.evaluate_accuracy))
     group.command("diff")(expand(evaluate_diff.evaluate_diff))
+    group.command("masks")(expand(evaluate_masks.evaluate_masks))
+    group.command("texture")(expand(evaluate_texture.evaluate_texture))
     group.command("panels")(expand(evaluate_panels.evaluate_panels))
     app.add_typer(group, name="evaluate")
 

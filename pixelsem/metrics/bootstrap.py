@@ -1,0 +1,60 @@
+"""Intervals of means over images, and of what is computed from such means, by resampling the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+#: How often the images are drawn anew.
+RESAMPLES = 2000
+
+_SEED = 0
+_NUMBERS_AT_A_TIME = 2_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number computed from ``n`` images, with its interval; the ends are None for fewer than two images."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def _only(means: Array) -> Array:
+    return means[..., 0]
+
+
+def bootstrap(values: Array, confidence: float = 0.95, statistic: Callable[[Array], Array] = _only) -> Estimate:
+    """Return a statistic of means over images with its percentile interval (Efron, 1979).
+
+    ``values`` are [N] or [N, K], one row per image, N ≥ 1. ``statistic`` turns means [..., K] over images into
+    numbers [...]; by default it is the (first) mean itself. :data:`RESAMPLES` times N images are drawn with
+    replacement. The draws depend on N alone: the same call gives the same interval, and two methods on the same
+    images are resampled alike.
+    """
+    rows = np.asarray(values, np.float64).reshape(len(values), -1)
+    value = float(statistic(rows.mean(0)))
+    if len(rows) < 2:
+        return Estimate(value, None, None, len(rows))
+    ends = np.quantile(_resampled(rows, statistic), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(ends[0]), float(ends[1]), len(rows))
+
+
+def _resampled(rows: Array, statistic: Callable[[Array], Array]) -> Array:
+    """Return the statistic of every resample, [RESAMPLES]."""
+    n = len(rows)
+    rng = np.random.Generator(np.random.Philox(_SEED))
+    step = max(1, _NUMBERS_AT_A_TIME // n)
+    found = []
+    for start in range(0, RESAMPLES, step):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start))
+        found.append(statistic(times @ rows / n))
+    return np.concatenate(found)
