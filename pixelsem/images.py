@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps, UnidentifiedImageError
 
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.files import one_line, path_problem, reason, write_atomically
@@ -74,12 +75,16 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open one image; whatever goes wrong until the block ends becomes one :class:`InputError`."""
+def _opened(path: Path | str, data: bytes | None = None, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
+    """Open one image; whatever goes wrong until the block ends becomes one :class:`InputError`.
+
+    With ``data`` these are the file, and ``path`` is only what messages call it.
+    """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries switch it on, for the whole process
     try:
-        _check_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        if data is None:
+            _check_file(Path(path))
+        with Image.open(path if data is None else io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: {image.width}×{image.height} is over {MAX_PIXELS:,} pixels; refused")
             # Cameras put previews behind a JPEG (the format MPO); the first frame is the photo.
@@ -147,6 +152,24 @@ def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> 
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
 
 
+def encode_image(pixels: NDArray[np.uint8], kind: Literal["png", "webp"] = "png") -> bytes:
+    """Return uint8 [H, W, 3] (RGB) or [H, W] (grey) as a file's bytes: PNG without losses, or small WebP."""
+    file = io.BytesIO()
+    # WebP at the best of its quick settings: the same look as JPEG at half the size.
+    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": 82, "method": 4}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format=kind.upper(), **options)
+    return file.getvalue()
+
+
+def text_pixels(text: str, size: int) -> NDArray[np.uint8]:
+    """Return a line of text ``size`` pixels high, as ink from 0 to 255: uint8 [size, W]."""
+    font = ImageFont.load_default(0.78 * size)
+    width = max(1, round(font.getlength(text)))
+    canvas = Image.new("L", (width, size))
+    ImageDraw.Draw(canvas).text((0, round(0.76 * size)), text, fill=255, font=font, anchor="ls")
+    return np.array(canvas)
+
+
 def read_mask(path: Path | str) -> NDArray[np.int32]:
     """Read a mask as int32 [H, W], with the numbers that are in the file.
 
@@ -177,11 +200,27 @@ def read_hints(path: Path) -> NDArray[np.uint8]:
     :class:`InputError` as :func:`read_image` does.
     """
     with _opened(path) as image:
-        upright = _upright(image)
-        if not upright.has_transparency_data:
-            return np.array(upright.convert("L"))
-        grey = np.array(upright.convert("LA"))
-        return np.where(grey[:, :, 1] >= 128, grey[:, :, 0], np.uint8(128))
+        return _hints(_upright(image))
+
+
+def decode_hints(data: bytes, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read scribbles as :func:`read_hints` does from the bytes of a PNG file, uint8 [H, W].
+
+    ``name`` is what messages call them. Their (height, width) must be ``size``, which is looked at before any
+    pixel is unpacked. Raises :class:`InputError`.
+    """
+    height, width = size
+    with _opened(name, data, ("PNG",)) as image:
+        if image.size != (width, height):
+            raise InputError(f"{name}: {image.width}×{image.height}, not {width}×{height}")
+        return _hints(image)
+
+
+def _hints(image: Image.Image) -> NDArray[np.uint8]:
+    if not image.has_transparency_data:
+        return np.array(image.convert("L"))
+    grey = np.array(image.convert("LA"))
+    return np.where(grey[:, :, 1] >= 128, grey[:, :, 0], np.uint8(128))
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -43,8 +43,19 @@ class PixelChange(Struct, frozen=True):
     to: Colour = field()
 
 
-class SegmentRecord(Struct, frozen=True):
-    """One segmented image. ``coverage`` is the foreground's share; ``flags`` name what is degenerate."""
+class Review(Struct, frozen=True):
+    """What a person decided on a mask; ``flags`` are those it has without the decision."""
+
+    decision: Literal["accepted", "rejected"]
+    flags: list[str]
+
+
+class SegmentRecord(Struct, frozen=True, omit_defaults=True):
+    """One segmented image. ``coverage`` is the foreground's share; ``flags`` name what is degenerate.
+
+    Where a person's ``scribbles`` changed the mask, ``original`` is the one it was before. ``threshold`` is
+    the share of 65535 from which a pixel of a ``soft`` mask is foreground.
+    """
 
     id: Text
     image: Text
@@ -52,6 +63,10 @@ class SegmentRecord(Struct, frozen=True):
     kind: Literal["binary", "soft", "labels"]
     coverage: Share
     flags: list[str]
+    review: Review | None = None
+    scribbles: str | None = None
+    original: str | None = None
+    threshold: Share = 0.5
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -111,18 +126,35 @@ class EpochRecord(Struct, frozen=True):
         return (str(self.epoch),)
 
 
-Record = SegmentRecord | AttackRecord | EpochRecord
+class SaliencyEpochRecord(Struct, frozen=True):
+    """One epoch of training a segmenter; ``iou`` and ``error`` (mean absolute) of the held-out images, if any."""
+
+    epoch: Annotated[int, Meta(ge=1)]
+    loss: float
+    iou: Share | None
+    error: Share | None
+    seconds: Annotated[float, Meta(ge=0)]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (str(self.epoch),)
+
+
+Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord
 
 #: The schema of each kind of stage.
-RECORD_TYPES: dict[str, type[SegmentRecord] | type[AttackRecord] | type[EpochRecord]] = {
+RECORD_TYPES: dict[str, type[SegmentRecord] | type[AttackRecord] | type[EpochRecord] | type[SaliencyEpochRecord]] = {
     "segment": SegmentRecord,
     "attack": AttackRecord,
     "train": EpochRecord,
+    "train-segment": SaliencyEpochRecord,
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.
 PATH_FIELDS: dict[str, tuple[str, ...]] = {
-    "segment": ("id", "image", "mask"),
+    "segment": ("id", "image", "mask", "scribbles", "original"),
     "attack": ("id", "clean", "mask", "adversarial", "history"),
     "train": (),
+    "train-segment": (),
 }

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from pixelsem.errors import OutputError, PixelsemError, StageError
-from pixelsem.files import one_line, path_problem, reason, write_text
+from pixelsem.files import one_line, path_problem, reason, write_atomically, write_text
 from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, EpochRecord, Record, SegmentRecord
 
 try:
@@ -199,14 +199,43 @@ class Stage:
         """
         lines = b"".join(self._encode(record) for record in records)
         try:
-            handle = os.open(self.manifest, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                with _locked(handle):
-                    _append_whole(handle, lines)
-            finally:
-                os.close(handle)
+            with _open_alone(self.manifest) as handle:
+                _append_whole(handle, lines)
         except OSError as error:
             raise OutputError(f"{self.manifest}: cannot be written: {reason(error)}; what is done stays") from error
+
+    def replace(self, changes: Sequence[tuple[Record, Record]]) -> None:
+        """Put for each (record, its successor) the second in the place of the first: all of them, or none.
+
+        Both have one key. What is there already counts as done, so that an interrupted change can be repeated.
+        The manifest is written anew beside the old one and renamed; appending processes wait. Raises
+        :class:`StageError` where a record is not there as given, :class:`OutputError` where the manifest
+        cannot be written.
+        """
+        expected = {old.key: (old, new) for old, new in changes}
+        try:
+            # Where nothing can be locked, an open file may not be replaced either (Windows).
+            with _open_alone(self.manifest) if fcntl is not None else nullcontext():
+                lines = [self._successor(line, expected) for line in self._lines()]
+                if expected:
+                    raise StageError(f"{self.manifest}: has no record of {next(iter(expected))[0]!r}")
+                with write_atomically(self.manifest) as file:
+                    file.writelines(lines)
+        except OSError as error:
+            raise OutputError(f"{self.manifest}: cannot be written: {reason(error)}; what is done stays") from error
+
+    def _successor(self, line: bytes, expected: dict[tuple[str, ...], tuple[Record, Record]]) -> bytes:
+        """Return the line that takes the place of ``line``, and take its change out of ``expected``."""
+        try:
+            record = self._decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
+            raise StageError(f"{self.manifest}: {one_line(error)}") from error
+        if record.key not in expected:  # as it is: it may hold more than this version knows
+            return line
+        old, new = expected.pop(record.key)
+        if record not in (old, new):
+            raise StageError(f"{self.manifest}: the record of {record.key[0]!r} was changed meanwhile; try again")
+        return self._encode(new)
 
     def _encode(self, record: Record) -> bytes:
         try:
@@ -257,6 +286,27 @@ def _locked(handle: int) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)  # given up with the handle
     yield
+
+
+@contextmanager
+def _open_alone(path: Path) -> Iterator[int]:
+    """Open a manifest to append to, locked; while waiting for the lock it may be replaced, then anew."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            with _locked(handle):
+                if _is_at(handle, path):
+                    yield handle
+                    return
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _append_whole(handle: int, data: bytes) -> None:
