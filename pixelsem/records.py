@@ -74,12 +74,16 @@ class SegmentRecord(Struct, frozen=True, omit_defaults=True):
         return (self.id,)
 
 
-class AttackRecord(Struct, frozen=True):
+class AttackRecord(Struct, frozen=True, omit_defaults=True):
     """One search: image × region × target × repeat.
 
     ``queries`` are the candidates that went through the model, ``candidates`` all of them, ``generations``
     includes the initial population. ``region_pixels`` is the region's area, of ``height`` × ``width``.
     A search that did not run has ``outcome`` other than ``attacked`` and zero counts.
+
+    An attack that tries every pixel also says how many are enough alone (``vulnerable_pixels``), how many
+    reach which class (``reachable``, without the label and those that no pixel reaches), and where its ``map`` is
+    (16 bits, 65535 is a confidence of 1) and its ``overlay``, for people.
     """
 
     id: Text
@@ -104,6 +108,10 @@ class AttackRecord(Struct, frozen=True):
     before: Prediction
     after: PredictionAfter | None
     pixels: list[PixelChange]
+    vulnerable_pixels: Count | None = None
+    reachable: dict[Text, Count] | None = None
+    map: str | None = None
+    overlay: str | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -141,20 +149,36 @@ class SaliencyEpochRecord(Struct, frozen=True):
         return (str(self.epoch),)
 
 
-Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord
+class PatchRecord(Struct, frozen=True):
+    """Training of a patch up to a step; ``loss`` and the share of ``hits`` are means since the record before."""
+
+    step: Annotated[int, Meta(ge=1)]
+    loss: float
+    hits: Share
+    seconds: Annotated[float, Meta(ge=0)]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (str(self.step),)
+
+
+Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord
 
 #: The schema of each kind of stage.
-RECORD_TYPES: dict[str, type[SegmentRecord] | type[AttackRecord] | type[EpochRecord] | type[SaliencyEpochRecord]] = {
+RECORD_TYPES: dict[str, type[Record]] = {
     "segment": SegmentRecord,
     "attack": AttackRecord,
     "train": EpochRecord,
     "train-segment": SaliencyEpochRecord,
+    "train-patch": PatchRecord,
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.
 PATH_FIELDS: dict[str, tuple[str, ...]] = {
     "segment": ("id", "image", "mask", "scribbles", "original"),
-    "attack": ("id", "clean", "mask", "adversarial", "history"),
+    "attack": ("id", "clean", "mask", "adversarial", "history", "map", "overlay"),
     "train": (),
     "train-segment": (),
+    "train-patch": (),
 }

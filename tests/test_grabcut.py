@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from PIL import Image
 
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.images import read_hints, read_image, read_mask, write_image
-from pixelsem.regions import opencv
-from pixelsem.regions.grabcut import GrabCut, grabcut
+from pixelsem.regions import opencv, registry
+from pixelsem.regions.grabcut import GrabCut, grabcut, to_prior
 from pixelsem.regions.registry import METHODS, open_segmenter
 from pixelsem.regions.settings import GrabCutSettings
+from pixelsem.settings import Settings
 
 Image8 = NDArray[np.uint8]
 
@@ -201,18 +205,200 @@ def test_methods_are_opened_by_name() -> None:
         open_segmenter("grabkut", GrabCutSettings(), [])
 
 
+def test_centre_prior_finds_the_middle_one() -> None:
+    y, x = np.mgrid[:60, :100]
+    middle, corner = (x - 50) ** 2 + (y - 30) ** 2 < 144, (x - 4) ** 2 + (y - 3) ** 2 < 6
+    image = np.full((60, 100, 3), 128.0)
+    image[middle | corner] = (200, 30, 30)
+    image = np.clip(image + np.random.default_rng(1).normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    rect = GrabCutSettings(upscale=0, margin=0.01)
+    assert iou(grabcut(image, rect), middle | corner) > 0.95
+    assert iou(grabcut(image, dataclasses.replace(rect, init="center-prior")), middle) > 0.95
+    assert iou(grabcut(image, GrabCutSettings(init="center-prior")), middle) > 0.95  # enlarged
+
+
+def test_centre_prior_lies_in_the_rectangle() -> None:
+    image, left, right = two_discs()
+    for rect, wanted in (((4, 6, 48, 48), left), ((0.5, 0.1, 0.45, 0.8), right)):
+        found = grabcut(image, GrabCutSettings(init="center-prior", rect=rect, upscale=0))
+        assert iou(found, wanted) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (4, 3), (5, 60)])
+def test_centre_prior_of_tiny_images(shape: tuple[int, int]) -> None:
+    for upscale in (0, 64):
+        found = grabcut(np.full((*shape, 3), 9, np.uint8), GrabCutSettings(init="center-prior", upscale=upscale))
+        assert found.shape == shape
+
+
+def soft(region: NDArray[np.bool_], inside: float, outside: float) -> NDArray[np.float32]:
+    return np.where(region, np.float32(inside), np.float32(outside))
+
+
+SALIENT = GrabCutSettings(init="saliency", upscale=0, iterations=2)
+
+
+def test_a_prior_decides_which_of_two_is_the_object() -> None:
+    image, left, right = two_discs()
+    for wanted in (left, right):
+        rough = np.zeros_like(wanted)
+        rough[20:40] = wanted[20:40]
+        assert iou(grabcut(image, SALIENT, prior=soft(rough, 0.8, 0.2)), wanted) > 0.95
+        assert iou(grabcut(image, dataclasses.replace(SALIENT, upscale=120), prior=soft(rough, 0.8, 0.2)), wanted) > 0.9
+
+
+def test_a_prior_is_sure_at_its_ends() -> None:
+    image, left, _ = two_discs()
+    prior = soft(left, 0.7, 0.2)
+    prior[29:31, 70:74], prior[29:31, 26:30] = 0.9, 0.05
+    found = grabcut(image, SALIENT, prior=prior)
+    assert found[29:31, 70:74].all()
+    assert not found[29:31, 26:30].any()
+    hints = np.full(left.shape, 128, np.uint8)
+    hints[29:31, 70:74], hints[29:31, 26:30] = 0, 255  # scribbles win
+    found = grabcut(image, SALIENT, hints, prior)
+    assert not found[29:31, 70:74].any()
+    assert found[29:31, 26:30].all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.7, 1.0])
+def test_a_prior_of_one_side_stays_one(value: float) -> None:
+    image, disc = scene()
+    assert (grabcut(image, SALIENT, prior=soft(disc, value, value)) == (value >= 0.5)).all()
+
+
+def test_a_prior_belongs_to_settings_that_ask_for_it() -> None:
+    image, disc = scene()
+    with pytest.raises(PixelsemError, match="exactly where its settings"):
+        grabcut(image, SALIENT)
+    with pytest.raises(PixelsemError, match="exactly where its settings"):
+        grabcut(image, QUICK, prior=soft(disc, 1, 0))
+    with pytest.raises(InputError, match="the prior is 60×80, the image is 80×60"):
+        grabcut(image, SALIENT, prior=soft(disc, 1, 0).T)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"init": "saliency", "margin": 0.1}, "--margin has no effect with --init saliency"),
+        ({"prior": Path("masks"), "rect": (1, 1, 2, 2)}, "--rect has no effect with --prior"),
+        ({"prior": Path("masks"), "init": "center-prior"}, "--prior and --init center-prior"),
+    ],
+)
+def test_only_one_start(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(PixelsemError, match=says):
+        GrabCutSettings(**given)
+
+
+def test_masks_become_priors() -> None:
+    values = np.array([[0, 13107, 32768, 65535]])
+    np.testing.assert_allclose(to_prior(values, "soft"), [[0, 0.2, 0.5, 1]], atol=1e-5)
+    np.testing.assert_allclose(to_prior(values, "soft", 0.2), [[0, 0.5, 0.6875, 1]], atol=1e-5)
+    assert to_prior(np.array([[0, 255]]), "binary").tolist() == [[0.25, 0.75]]
+    assert to_prior(np.array([[0, 1, 7]]), "labels").tolist() == [[0.25, 0.75, 0.75]]
+
+
+def test_segmenter_starts_from_masks_by_name_and_knows_their_content(tmp_path: Path) -> None:
+    image, left, right = two_discs()
+    write_image(tmp_path / "cat/a.png", (soft(left, 0.8, 0.2) * 65535).astype(np.uint16))
+    write_image(tmp_path / "cat/b.png", right)
+    settings = GrabCutSettings(upscale=0, prior=tmp_path)
+    segmenter = GrabCut(settings, ["cat/a.jpg", "cat/b.jpg"])
+    first, second = segmenter([image, image], ["cat/a.jpg", "cat/b.jpg"])
+    assert iou(first == 255, left) > 0.95
+    assert iou(second == 255, right) > 0.95
+    with pytest.raises(InputError, match=r"c\.jpg: has no mask in .* to start from"):
+        segmenter([image], ["c.jpg"])
+    before = segmenter.identity
+    assert sorted(before["prior"]) == ["cat/a.jpg", "cat/b.jpg"]  # type: ignore[call-overload]
+    write_image(tmp_path / "cat/b.png", left)
+    assert GrabCut(settings, ["cat/a.jpg", "cat/b.jpg"]).identity != before
+    with pytest.raises(PixelsemError, match="no mask there is named as one of the images"):
+        GrabCut(settings, ["dog.jpg"])
+
+
+class FakeNetwork:
+    """Finds what is red."""
+
+    kind = "soft"
+    batch = 8
+    whole = False
+    inside = 0
+
+    def __init__(self, weights: str) -> None:
+        self.identity = {"weights": weights}
+
+    def __call__(self, images: list[Image8], ids: list[str]) -> list[NDArray[np.uint16]]:
+        assert len(images) == len(ids) == 1
+        self.inside += 1
+        assert self.inside == 1, "a network takes one call at a time"
+        time.sleep(0.01)
+        self.inside -= 1
+        return [np.where(image[..., 0] > 165, 60000, 6000).astype(np.uint16) for image in images]
+
+
+def test_saliency_starts_from_what_u2netp_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, left, _ = two_discs()
+    opened = []
+
+    def fake(method: str, settings: Settings, ids: list[str]) -> FakeNetwork:
+        opened.append((method, settings, ids))
+        return FakeNetwork(f"weights {len(opened)}")
+
+    monkeypatch.setattr(registry, "open_segmenter", fake)
+    segmenter = GrabCut(SALIENT, ["a.jpg"])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: segmenter([image], ["a.jpg"])[0], range(6)))
+    assert all(iou(mask == 255, left) > 0.95 for mask in found)
+    assert opened == [("u2netp", METHODS["u2netp"].settings(), ["a.jpg"])]
+    assert segmenter.identity["prior"] == {"weights": "weights 1"}
+    assert GrabCut(SALIENT, ["a.jpg"]).identity != segmenter.identity
+    assert GrabCut(QUICK, ["a.jpg"]).identity["prior"] is None
+
+
 def test_half_an_opencv_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
 
     assert opencv.require("grabCut") is cv2
     monkeypatch.delattr(cv2, "grabCut")
-    with pytest.raises(PixelsemError, match=r"has no grabCut; .*pip uninstall .*pip install --force-reinstall"):
+    with pytest.raises(PixelsemError, match=r"has no grabCut; .*pip install --force-reinstall"):
         opencv.require("grabCut")
     with pytest.raises(PixelsemError, match=r"has no ximgproc\.createNothing"):
         opencv.require("ximgproc.createNothing")
     monkeypatch.setattr(cv2, "__version__", "4.2.0")
     with pytest.raises(PixelsemError, match=r"older than 4\.10"):
         opencv.require("resize")
+
+
+WANTED = "opencv-contrib-python-headless"
+INSTALL = f"`pip install --force-reinstall {WANTED}`"
+
+
+@pytest.mark.parametrize(
+    ("installed", "advice"),
+    [
+        ([], INSTALL),
+        ([WANTED], INSTALL),
+        (["opencv-python"], f"opencv-python is installed: `pip uninstall -y opencv-python`, then {INSTALL}"),
+        (
+            ["opencv-python-headless", WANTED],
+            f"opencv-python-headless and {WANTED} overwrite each other: "
+            f"`pip uninstall -y opencv-python-headless {WANTED}`, then {INSTALL}",
+        ),
+    ],
+)
+def test_advice_fits_what_is_installed(monkeypatch: pytest.MonkeyPatch, installed: list[str], advice: str) -> None:
+    import cv2
+
+    def distribution(name: str) -> None:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(opencv, "distribution", distribution)
+    monkeypatch.delattr(cv2.ximgproc, "createSuperpixelSLIC")  # the sub-module itself may stay
+    with pytest.raises(PixelsemError) as caught:
+        opencv.require("ximgproc.createSuperpixelSLIC")
+    assert str(caught.value) == f"OpenCV {cv2.__version__} has no ximgproc.createSuperpixelSLIC; {advice}"
 
 
 DATA = os.environ.get("PIXELSEM_DATA", "")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pixelsem.errors import InputError
 from pixelsem.models import Preprocessing, fit_image, fit_mask
-from pixelsem.models.inputs import Resize
+from pixelsem.models.inputs import Resize, unfit_map
 
 sides = st.integers(1, 70)
 crops = st.integers(1, 24)
@@ -84,3 +84,43 @@ def test_masks_keep_their_values_and_type(dtype: type) -> None:
 def test_mask_of_another_size_is_refused() -> None:
     with pytest.raises(InputError, match="the mask is 60×40, its image 40×60; both must have the same size"):
         fit_mask(np.zeros((40, 60), np.uint8), (60, 40, 3), Preprocessing((8, 8), 8))
+
+
+@settings(deadline=None, max_examples=300)
+@given(height=sides, width=sides, preprocessing=preprocessings(), resize=st.sampled_from(["crop", "squash"]))
+def test_a_map_covers_what_the_mask_is_taken_from(
+    height: int, width: int, preprocessing: Preprocessing, resize: Resize
+) -> None:
+    laid = unfit_map(np.full(preprocessing.size, 0.5), (height, width, 3), preprocessing, resize)
+    assert laid.shape == (height, width)
+    assert laid.dtype == np.float32
+    assert set(np.unique(laid)) <= {np.float32(0), np.float32(0.5)}
+    codes = (laid * 2).astype(np.uint8)
+    assert fit_mask(codes, (height, width), preprocessing, resize).all()
+
+
+@settings(deadline=None, max_examples=300)
+@given(factor=st.integers(1, 5), rest=st.integers(0, 40), preprocessing=preprocessings(), tall=st.booleans())
+def test_a_map_comes_back_where_the_image_is_larger(
+    factor: int, rest: int, preprocessing: Preprocessing, tall: bool
+) -> None:
+    """A ramp is off by at most the half pixel by which the nearest one may lie beside the place asked for."""
+    long = factor * preprocessing.resize * max(preprocessing.size) + rest
+    shape = (long + 7, long) if tall else (long, long + 7)
+    rows, columns = np.mgrid[: preprocessing.size[0], : preprocessing.size[1]]
+    for ramp in (rows, columns):
+        laid = unfit_map(ramp.astype(float), shape, preprocessing)
+        back = fit_mask(np.rint(laid * 1000).astype(np.int64), shape, preprocessing)
+        assert np.abs(back / 1000 - ramp).max() <= 0.51
+
+
+def test_a_map_of_an_image_that_fits_is_itself() -> None:
+    values = np.random.default_rng(0).random((24, 24), np.float32)
+    assert np.array_equal(unfit_map(values, (24, 24, 3), Preprocessing((24, 24), 32)), values)
+
+
+def test_a_map_is_nought_outside_of_the_crop() -> None:
+    laid = unfit_map(np.ones((20, 20)), (40, 120, 3), Preprocessing((20, 20), 20))
+    assert laid[:, 40:80].all()
+    assert not laid[:, :40].any()
+    assert not laid[:, 80:].any()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pixelsem.cli.console import Console
-from pixelsem.cli.model import load
 from pixelsem.cli.options import SelectionOptions
 from pixelsem.cli.stages import exit_with
 from pixelsem.cli.tables import TableOptions, show_tables
 from pixelsem.errors import InputError, PixelsemError
+from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
 from pixelsem.settings import Settings, option
 
@@ -81,7 +81,7 @@ def _images(root: Path | None, selection: SelectionOptions) -> list[ImageItem]:
 
 def _labels(items: Sequence[ImageItem], class_names: tuple[str, ...]) -> dict[str, int]:
     """Return the class number of every image, by id; raises :class:`PixelsemError` where one has none."""
-    from pixelsem.engine.labels import Labels
+    from pixelsem.models.labels import Labels
 
     rule = Labels("given", class_names)
     labels = {}

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from pixelsem.cli import segment_review, segment_train
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.options import OutputOptions, SelectionOptions, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, list_some, open_output, options_of
 from pixelsem.errors import PixelsemError
-from pixelsem.regions.registry import METHODS
+from pixelsem.regions.registry import METHODS, AsksModel
 from pixelsem.settings import Settings, option_name
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def register(app: typer.Typer) -> None:
     _images.__annotations__["settings"] = all_settings()
     _images.__annotations__["method"] = Annotated[Literal[tuple(METHODS)], _METHOD]
     group.command("images")(expand(_images))
+    group.command("review")(expand(segment_review.segment_review))
+    group.command("preview")(expand(segment_review.segment_preview))
+    segment_train.register(group)
     app.add_typer(group, name="segment")
 
 
@@ -61,17 +65,31 @@ def all_settings() -> type[Settings]:
 
 
 def _shared(fields: dict[str, dataclasses.Field[Any]]) -> Any:
-    """Return one field for an option of several methods."""
+    """Return one field for an option of several methods, each of which may mean something else by it."""
     first = next(iter(fields.values()))
-    by_default: dict[Any, list[str]] = {}
+    if len(METHODS) == 1:
+        return dataclasses.field(default=None, metadata=first.metadata)
+    meanings: dict[str, dict[Any, list[str]]] = {}
     for method, field in fields.items():
-        by_default.setdefault(field.default, []).append(method)
-    said = "; ".join(
-        ", ".join(methods) + ("" if default is None else f": {as_text(default)}")
+        meanings.setdefault(field.metadata["help"], {}).setdefault(field.default, []).append(method)
+    said = " ".join(f"{meaning} ({_owners(by_default)})" for meaning, by_default in meanings.items())
+    lows, highs = ([field.metadata[end] for field in fields.values()] for end in ("low", "high"))
+    # As wide as the widest; each method checks its own.
+    bounds = {"low": None if None in lows else min(lows), "high": None if None in highs else max(highs)}
+    return dataclasses.field(default=None, metadata=dict(first.metadata) | bounds | {"help": said})
+
+
+def _owners(by_default: dict[Any, list[str]]) -> str:
+    """Return methods with their defaults: ``slic: 10; lsc: 0.075``."""
+    return "; ".join(
+        ", ".join(methods) + ("" if default is None else f": {_short(default)}")
         for default, methods in by_default.items()
     )
-    help_text = f"{first.metadata['help']} ({said})" if len(METHODS) > 1 else first.metadata["help"]
-    return dataclasses.field(default=None, metadata=dict(first.metadata) | {"help": help_text})
+
+
+def _short(default: Any) -> Any:
+    """Return a default as the help shows it: 4/12 has no end."""
+    return f"{default:.4g}" if isinstance(default, float) else as_text(default)
 
 
 def _images(
@@ -99,7 +117,11 @@ def _images(
     source = open_images(given)
     items = select(source.items, selection.limit, selection.sample, selection.seed)
     segmenter = open_segmenter(method, own, [item.id for item in items])
+    for remark in segmenter.remarks if isinstance(segmenter, AsksModel) else ():
+        console.note(remark)
     options = options_of(own, selection, images=[given], method=method, workers=workers)
+    if Path(options.get("labels", "")).is_file():
+        options["labels"] = str(Path(options["labels"]).resolve())
     stage = _open_stage(context, method, segmenter, source, items, options, output, selection.seed)
     with console.progress(f"segment {method}", len(items)) as bar:
 
@@ -150,6 +172,7 @@ def _open_stage(
         inputs={IMAGES_ROLE: source.root},
         output=output,
         modules=METHODS[method].modules,
+        model=segmenter.model if isinstance(segmenter, AsksModel) else None,
         seed=seed,
     )
 

@@ -146,9 +146,14 @@ def save_weights(classifier: Classifier, path: Path, *, half: bool = True) -> No
     statistics of batch normalisation) and tensors that float16 cannot hold stay float32. Raises
     :class:`OutputError` where it cannot be written.
     """
-    state = {name: _stored(tensor.detach().cpu(), half) for name, tensor in classifier.network.state_dict().items()}
     values = {"arch": classifier.arch, "class_names": classifier.class_names, **asdict(classifier.preprocessing)}
-    content = safetensors.torch.save(state, {_METADATA_KEY: json.dumps(values)})
+    write_state(classifier.network, path, {_METADATA_KEY: json.dumps(values)}, half=half)
+
+
+def write_state(network: nn.Module, path: Path, metadata: dict[str, str], *, half: bool = True) -> None:
+    """Write a network's tensors to ``path`` with some ``metadata``; see :func:`save_weights`."""
+    state = {name: _stored(tensor.detach().cpu(), half) for name, tensor in network.state_dict().items()}
+    content = safetensors.torch.save(state, metadata)
     with write_atomically(path) as file:
         file.write(content)
 

@@ -56,6 +56,38 @@ def fit_mask(
     return scaled[_centre(scaled.shape, preprocessing.size)]
 
 
+def unfit_map(
+    values: NDArray[np.floating], image_shape: tuple[int, ...], preprocessing: Preprocessing, resize: Resize = "crop"
+) -> NDArray[np.float32]:
+    """Lay a map of the classifier's (h, w) over the image that :func:`fit_image` took there: float32 [H, W].
+
+    ``values`` are floats [h, w]; what lies between two of them is interpolated (bilinear). Pixels wholly
+    outside of the crop are 0. :func:`fit_mask` takes the map back, but for the interpolation.
+    """
+    shape = (image_shape[0], image_shape[1])
+    laid = np.asarray(values, np.float32)
+    if shape == preprocessing.size:
+        return laid
+    scaled = preprocessing.size if resize == "squash" else _resized(shape, preprocessing)
+    starts = [crop.start for crop in _centre(scaled, preprocessing.size)]
+    laid = _spread(laid, shape[0], scaled[0], starts[0])
+    return _spread(laid.T, shape[1], scaled[1], starts[1]).T
+
+
+def _spread(values: NDArray[np.float32], length: int, scaled: int, start: int) -> NDArray[np.float32]:
+    """Interpolate float32 [n, …] along the first axis for ``length`` pixels.
+
+    The pixels together are as long as ``scaled`` values, of which the given ones are those from ``start`` on.
+    """
+    edges = np.arange(length + 1) * (scaled / length) - start
+    place = np.clip((edges[:-1] + edges[1:]) / 2 - 0.5, 0, len(values) - 1)
+    low = np.floor(place).astype(np.intp)
+    share = (place - low).astype(np.float32)[:, None]
+    spread = values[low] * (1 - share) + values[np.minimum(low + 1, len(values) - 1)] * share
+    spread[(edges[1:] <= 0) | (edges[:-1] >= len(values))] = 0
+    return spread
+
+
 def _resized(shape: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int, int]:
     """Return (height, width) before the crop, with torchvision's rounding, large enough for the crop."""
     size = preprocessing.size

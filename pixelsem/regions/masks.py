@@ -29,13 +29,18 @@ class MaskEntry:
     """One mask: its file, its ``values`` (integers [H, W], full size), what they mean, and its flags.
 
     ``binary`` values are 0/255 or 0/1, ``soft`` ones span 0 to 65535, ``labels`` are numbers with 0 for
-    the background.
+    the background. ``threshold`` is the share of 65535 from which a pixel of a ``soft`` mask is foreground.
     """
 
     path: Path
     values: NDArray[np.integer] = field(repr=False, compare=False)
     kind: Kind
     flags: tuple[str, ...] = ()
+    threshold: float = 0.5
+
+    def region(self, name: str) -> Region:
+        """Return where the region ``name`` is; see :func:`region_of`."""
+        return region_of(self.values, self.kind, name, self.threshold)
 
 
 class MaskSource(ABC):
@@ -77,7 +82,7 @@ class _StageMasks(MaskSource):
         if record is None:
             return None
         path = self._stage.resolve(record.mask)
-        return MaskEntry(path, read_mask(path), record.kind, tuple(record.flags))
+        return MaskEntry(path, read_mask(path), record.kind, tuple(record.flags), record.threshold)
 
 
 class FolderMasks(MaskSource):
@@ -138,11 +143,11 @@ def infer(values: NDArray[np.integer]) -> tuple[NDArray[np.integer], Kind]:
     return values, "labels"
 
 
-def region_of(mask: NDArray[np.integer], kind: Kind, region: str) -> Region:
+def region_of(mask: NDArray[np.integer], kind: Kind, region: str, threshold: float = 0.5) -> Region:
     """Return where ``region`` is, bool [H, W], in a mask of integers [H, W].
 
     ``original`` is everywhere. ``foreground`` is a value over half of the highest possible in a ``binary``
-    mask (0/1 or 0/255), at least half of 65535 in a ``soft`` one, and any label but 0 in ``labels``;
+    mask (0/1 or 0/255), at least ``threshold`` × 65535 in a ``soft`` one, and any label but 0 in ``labels``;
     ``background`` is the rest. ``label:N`` is where the value is N. Raises :class:`PixelsemError` for any
     other region.
     """
@@ -152,15 +157,15 @@ def region_of(mask: NDArray[np.integer], kind: Kind, region: str) -> Region:
         return np.asarray(mask == int(region[6:]))
     if region not in ("foreground", "background"):
         raise PixelsemError(f"unknown region {region!r}; there are original, foreground, background and label:N")
-    foreground = _foreground(mask, kind)
+    foreground = _foreground(mask, kind, threshold)
     return foreground if region == "foreground" else ~foreground
 
 
-def _foreground(mask: NDArray[np.integer], kind: Kind) -> Region:
+def _foreground(mask: NDArray[np.integer], kind: Kind, threshold: float) -> Region:
     if kind == "labels":
         return np.asarray(mask != 0)
     if kind == "soft":
-        return np.asarray(mask > _SOFT_TOP // 2)
+        return np.asarray(mask >= threshold * _SOFT_TOP)
     return np.asarray(mask > (127 if mask.max(initial=0) > 1 else 0))
 
 

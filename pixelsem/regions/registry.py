@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from pixelsem.errors import PixelsemError
-from pixelsem.regions.settings import GrabCutSettings
+from pixelsem.regions.settings import (
+    CamSettings,
+    GrabCutSettings,
+    LscSettings,
+    RembgSettings,
+    SaliencySettings,
+    SeedsSettings,
+    SlicSettings,
+)
 from pixelsem.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +54,28 @@ class Segmenter(Protocol):
         """
 
 
+@runtime_checkable
+class CutsSoftMasks(Protocol):
+    """A segmenter whose soft masks have their foreground elsewhere than from half of 65535."""
+
+    @property
+    def threshold(self) -> float:
+        """The share of 65535, in [0, 1], from which a pixel is foreground."""
+
+
+@runtime_checkable
+class AsksModel(Protocol):
+    """A segmenter whose masks come from a model that the user may choose."""
+
+    @property
+    def model(self) -> dict[str, object]:
+        """Plain data for ``stage.yaml``: the model's name, its digest, and what of it is looked at."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know before the masks are made, one line each."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One method: its settings, and ``module:factory`` below ``pixelsem.regions`` that opens a segmenter.
@@ -61,6 +91,14 @@ class Method:
 
 METHODS = {
     "grabcut": Method(GrabCutSettings, "grabcut:GrabCut", ("numpy", "cv2")),
+    "u2net": Method(SaliencySettings, "saliency:open_u2net", ("numpy", "torch")),
+    "u2netp": Method(SaliencySettings, "saliency:open_u2netp", ("numpy", "torch")),
+    "rembg": Method(RembgSettings, "rembg:Rembg", ("numpy", "onnxruntime")),
+    "cam": Method(CamSettings, "cam:open_cam", ("numpy", "torch", "torchvision")),
+    "gradcam": Method(CamSettings, "cam:open_gradcam", ("numpy", "torch", "torchvision")),
+    "slic": Method(SlicSettings, "superpixels:Superpixels", ("numpy", "scipy", "cv2")),
+    "lsc": Method(LscSettings, "superpixels:Superpixels", ("numpy", "scipy", "cv2")),
+    "seeds": Method(SeedsSettings, "superpixels:Superpixels", ("numpy", "scipy", "cv2")),
 }
 
 

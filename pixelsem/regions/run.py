@@ -18,7 +18,7 @@ from pixelsem.errors import InputError
 from pixelsem.images import iter_chunks, read_image, write_image
 from pixelsem.records import SegmentRecord
 from pixelsem.regions.masks import coverage_flags, region_of
-from pixelsem.regions.registry import Segmenter
+from pixelsem.regions.registry import CutsSoftMasks, Segmenter
 from pixelsem.sources import ImageItem
 from pixelsem.stage import Stage, png_names
 
@@ -125,10 +125,12 @@ class _Work:
 
     def _written(self, item: ImageItem, values: NDArray[np.integer]) -> SegmentRecord:
         kind, mask = self._segmenter.kind, f"masks/{self._names[item.id]}"
-        coverage = float(region_of(values, kind, "foreground").mean())
+        threshold = self._segmenter.threshold if isinstance(self._segmenter, CutsSoftMasks) else 0.5
+        coverage = float(region_of(values, kind, "foreground", threshold).mean())
         flags = [] if self._segmenter.whole else coverage_flags(coverage)
         write_image(self._stage.path / mask, values)
-        return SegmentRecord(item.id, item.path.relative_to(self._root).as_posix(), mask, kind, coverage, flags)
+        image = item.path.relative_to(self._root).as_posix()
+        return SegmentRecord(item.id, image, mask, kind, coverage, flags, threshold=threshold)
 
 
 def _completed(
