@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +349,23 @@ def test_cuda_agrees_with_the_cpu(images: torch.Tensor, precision: str) -> None:
     torch.testing.assert_close(
         cuda.score(make_edits()).cpu(), expected, atol=tolerance * float(expected.abs().max()), rtol=0
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_kept_for_the_next_batch(python: Callable[..., Any]) -> None:
+    """A large tensor made again costs page faults only where its memory went back to the system."""
+    code = """
+import resource, sys, torch
+from pixelsem.fitness.allocation import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(min(faults() for _ in range(3)))
+"""
+    kept, given_back = (int(python("-c", code, how).stdout) for how in ("keep", "return"))
+    assert kept < 20
+    assert given_back > 10 * max(kept, 1), "256 MiB in pages of at most 2 MiB"

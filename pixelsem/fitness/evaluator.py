@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelsem.errors import PixelsemError
+from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.fitness.dense import DenseScorer
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.incremental import IncrementalScorer
@@ -77,6 +78,8 @@ class Evaluator:
         if scorer not in ("auto", "dense", "incremental"):
             raise PixelsemError(f"--evaluator: {scorer!r} is none of auto, dense, incremental")
         self.device = pick_device(str(device))
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = precision
         self.classifier = classifier.to(self.device).eval()
         self.queries = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from pixelsem.fitness.graph import asks_shape
+from pixelsem.fitness.graph import asks_shape, canonical_name, plain_module
 from pixelsem.fitness.kinds import Sliding, Value
 from pixelsem.fitness.plan import Plan, Step
 from pixelsem.fitness.windows import Batch, Group, from_rows, to_rows
@@ -61,14 +62,17 @@ class _Windows:
     """All windows of a batch at one node.
 
     :ivar rows: [R, C], their values; see ``Layout``.
-    :ivar sources: for each value around the map, the rows to read from; see ``Batch.rows_to_read``.
+    :ivar source: [clean rows + R + 1, C], what is read from (see ``Batch.rows_to_read``), where ``rows`` are a part of
+        it; the other rows are filled when first read.
+    :ivar clean: does ``source`` hold the clean rows?
     :ivar whole: the whole maps, once something asked for them.
     """
 
     node: fx.Node
     rows: Tensor
     about: Value
-    sources: dict[float, Tensor] = field(default_factory=dict)
+    source: Tensor | None = None
+    clean: bool = False
     whole: Tensor | None = None
 
     def as_map(self) -> Tensor:
@@ -107,9 +111,14 @@ class Propagation(Timed):
             return _Windows(node, super().compute(node)[self._batch.order], step.value)
         operand = self.env[node.all_input_nodes[0]]
         if isinstance(step.operation, Sliding):
-            rows = self._slide(step.operation, step.value, operand)
-        else:
-            rows = to_rows(self._pointwise(node, step, operand), step.value.axes)
+            source = self._slide(step.operation, step.value, operand)
+            return _Windows(node, self._rows_of(source, step.value), step.value, source)
+        in_place = _in_place(node)
+        if in_place is not None and operand.source is not None and not operand.clean:
+            # Nobody else reads the operand: its memory serves the result, and its source the next operation.
+            in_place(operand.as_map())
+            return _Windows(node, operand.rows, step.value, operand.source)
+        rows = to_rows(self._pointwise(node, step, operand), step.value.axes)
         return _Windows(node, rows, step.value)
 
     def _call(self, node: fx.Node, see: Callable[[_Windows], Tensor]) -> Any:
@@ -134,8 +143,8 @@ class Propagation(Timed):
         return _as_map(torch.cat(read), windows.about)
 
     def _slide(self, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
-        """Return the rows of the windows that ``operation`` results in."""
-        layout, results = self._batch.layout(value.placement), []
+        """Return a source whose windows are what ``operation`` results in; see :class:`_Windows`."""
+        layout, source = self._batch.layout(value.placement), None
         for group in layout.groups:
             part = slice(group.start, group.stop)
             y = operation.y.reads(layout.top[part], group.height)
@@ -148,17 +157,38 @@ class Propagation(Timed):
                     for weight, places in zip(operation.weight, layout.coordinates(group), strict=True)
                 )
                 result = result * (rows[:, None, :, None] * columns[:, None, None, :])
-            results.append(to_rows(result, (2, 3)))
-        return torch.cat(results)
+            rows = to_rows(result, (2, 3))
+            if source is None:
+                source = self._new_source(value, rows)
+            first = self._clean_rows(value) + layout.row_of(group)
+            source[first : first + group.rows] = rows
+        assert source is not None, "a batch has at least one window"
+        return source
+
+    def _new_source(self, value: Value, like: Tensor) -> Tensor:
+        rows = self._batch.layout(value.placement).rows
+        return like.new_empty(self._clean_rows(value) + rows + 1, like.shape[1])
+
+    def _clean_rows(self, value: Value) -> int:
+        """Return how many rows the clean maps of the batch's images are."""
+        height, width = value.placement.map
+        return self._batch.images * height * width
+
+    def _rows_of(self, source: Tensor, value: Value) -> Tensor:
+        return source[self._clean_rows(value) : -1]
 
     def _read(self, windows: _Windows, group: Group, y: Tensor, x: Tensor, outside: float = 0.0) -> Tensor:
         """Return rows [n · p · q, C]: what is at ``y`` [n, p] and ``x`` [n, q] for the windows of ``group``."""
-        if outside not in windows.sources:
-            around = windows.rows.new_full((1, windows.rows.shape[1]), outside)
-            windows.sources[outside] = torch.cat([self._clean[windows.node], windows.rows, around])
-        layout = self._batch.layout(windows.about.placement)
-        which = self._batch.rows_to_read(layout, group, y, x)
-        return windows.sources[outside].index_select(0, which)
+        about = windows.about
+        if windows.source is None:
+            windows.source = self._new_source(about, windows.rows)
+            self._rows_of(windows.source, about).copy_(windows.rows)
+        if not windows.clean:
+            windows.source[: self._clean_rows(about)] = self._clean[windows.node]
+            windows.clean = True
+        windows.source[-1] = outside
+        layout = self._batch.layout(about.placement)
+        return windows.source.index_select(0, self._batch.rows_to_read(layout, group, y, x))
 
     def _whole(self, windows: _Windows) -> Tensor:
         """Return the whole maps [C, ...]: the clean ones with the windows laid over them."""
@@ -174,3 +204,25 @@ class Propagation(Timed):
 
     def _shape_only(self, windows: _Windows) -> Tensor:
         return torch.empty((len(self._batch.image), *windows.about.shape[1:]), device="meta")
+
+
+#: Modules that can overwrite their operand.
+_OVERWRITING = (
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU),
+    *(nn.Mish, nn.Threshold),
+)
+
+
+def _in_place(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+    """Return what ``node`` does as an operation that overwrites its operand, which nobody else reads; else None."""
+    if len(node.all_input_nodes) != 1 or len(node.all_input_nodes[0].users) != 1:
+        return None
+    module = plain_module(node)
+    if isinstance(module, nn.Module) and type(module) in _OVERWRITING:
+        twin: Any = copy.copy(module)
+        twin.inplace = True
+        overwrite: Callable[[Tensor], Tensor] = twin
+        return overwrite
+    if canonical_name(node) == "relu" and len(node.args) == 1:
+        return torch.relu_
+    return None

@@ -181,6 +181,10 @@ class Layout:
         """How many rows all windows are."""
         return sum(group.rows for group in self.groups)
 
+    def row_of(self, group: Group) -> int:
+        """Return the row of the group's first value."""
+        return sum(other.rows for other in self.groups if other.start < group.start)
+
     def coordinates(self, group: Group) -> tuple[Tensor, Tensor]:
         """Return y, int64 [n, h], and x, int64 [n, w], of the windows of ``group``."""
         part, device = slice(group.start, group.stop), self.top.device
