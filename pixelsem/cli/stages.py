@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,8 +16,11 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.options import OutputOptions, command_name
 from pixelsem.errors import EXIT_SOME_FAILED, StageError
 from pixelsem.settings import Settings
-from pixelsem.stage import Stage, StageInfo, digest
+from pixelsem.stage import STAGE_FILE, Stage, StageInfo, digest
 from pixelsem.version import __version__
+
+if TYPE_CHECKING:
+    from pixelsem.records import SegmentRecord
 
 #: How many names of failed or flagged images are printed before a count stands for the rest.
 NAMES_SHOWN = 10
@@ -101,6 +104,22 @@ def _portable(value: Any, stage: Path) -> Any:
     if isinstance(value, list | tuple):
         return [_portable(item, stage) for item in value]
     return value
+
+
+def masks_identity(masks: Path) -> str:
+    """Return the digest of masks, a stage or a folder: what their files hold, how they are flagged, not where."""
+    from pixelsem.sources import file_digest, fingerprint, open_images
+
+    if not (masks / STAGE_FILE).is_file():
+        return fingerprint(open_images(masks).items)
+    stage = Stage.open(masks)
+    return digest({r.id: [file_digest(stage.resolve(r.mask)), *_meaning(r)] for r in stage.segment_records()})
+
+
+def _meaning(record: SegmentRecord) -> list[object]:
+    """Return what decides beside a mask's values which pixels are its foreground, and whether it is attacked."""
+    cut = [record.threshold] if record.threshold != 0.5 else []
+    return [record.kind, record.flags, *cut]
 
 
 def versions(*modules: str) -> dict[str, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from math import isqrt
 
 import torch
 from torch import Tensor
@@ -28,7 +27,10 @@ from pixelsem.models.classifier import Classifier
 
 #: Above this part of a map, in windows, whole maps are computed: where nothing was measured.
 DENSE_FROM = 0.9
-_WINDOWS_PER_SIZE = 64
+_CLASSES = (1, 2, 3, 4, 6)
+#: Rough figures, which only weigh computing in vain against calls: both ends are flat.
+_CPU_MACS_PER_SECOND, _GPU_MACS_PER_SECOND = 1e11, 2e13  # per thread; per device
+_CPU_SECONDS_PER_GROUP, _GPU_SECONDS_PER_GROUP = 150e-6, 300e-6  # of windows, per operation
 _MANY = 4096  # candidates
 
 
@@ -63,12 +65,14 @@ class IncrementalScorer:
         self._activations = Activations(self._graph, self._normalised, limit)
         self._analyses: dict[tuple[int, int], Analysis] = {}
         self._plans: dict[tuple[int, float, int], Plan] = {}
+        self._chosen: dict[tuple[int, int], int] = {}
         self._clock: Clock | None = None
 
     def attach(self, images: Tensor) -> None:
         """Take uint8 [N, 3, H, W] clean images on the device; their activations are computed when first needed."""
         if images.shape[2:] != self._images.shape[2:]:
             self._plans.clear()
+            self._chosen.clear()
         self._images = images
         self._activations.attach(images)
 
@@ -83,7 +87,8 @@ class IncrementalScorer:
 
         Cheapest where the candidates come image by image.
         """
-        plan = self._plan(edits.position.shape[1], self._classes_for(edits.position.numel()))
+        pixels = edits.position.shape[1]
+        plan = self._plan(pixels, self._classes_for(pixels, len(edits)))
         order = torch.argsort(edits.image, stable=True)
         parts = [self._of_block(plan, block, part) for block, part in self._blocks(plan, edits[order].settled())]
         result = torch.cat(parts)
@@ -98,7 +103,8 @@ class IncrementalScorer:
 
         Each operation is timed once on the windows of ``edits`` and once on the whole maps of ``few``.
         """
-        pixels, classes = edits.position.shape[1], self._classes_for(edits.position.numel())
+        pixels = edits.position.shape[1]
+        classes = self._classes_for(pixels, len(edits))
         before, self._cuts[pixels] = self._cuts.get(pixels, self._dense_from), float("inf")
         self._clock, on_maps = Clock(self._device), Clock(self._device)
         for _ in range(2):  # the first time pays for set-up
@@ -124,13 +130,13 @@ class IncrementalScorer:
     @torch.inference_mode()
     def activation_bytes(self, pixels: int) -> tuple[int, int]:
         """Return the size of the activations kept of one clean image for ``pixels`` changed pixels, and the limit."""
-        plan = self._plan(pixels, self._classes_for(_MANY * pixels))
+        plan = self._plan(pixels, self._classes_for(pixels, _MANY))
         return plan.kept_values * self._dtype.itemsize, self._activations.memory
 
     @torch.inference_mode()
     def explain(self, pixels: int = 1, candidates: int = _MANY) -> list[NodePlan]:
         """Return how each operation is computed for so many candidates with ``pixels`` changed pixels."""
-        return self._plan(pixels, self._classes_for(candidates * pixels)).nodes
+        return self._plan(pixels, self._classes_for(pixels, candidates)).nodes
 
     def _lowered(self, classifier: Classifier) -> GraphModule:
         # Batch norm is folded, and the graph compared with the network, in fp32 even where the search is in bf16.
@@ -149,12 +155,26 @@ class IncrementalScorer:
     def _result(self, logits: Tensor) -> Tensor:
         return logits if self._dtype == torch.float64 else logits.float()
 
-    def _classes_for(self, windows: int) -> int:
-        """Return into how many classes per axis to sort so many windows: every size is a batch of its own."""
+    def _classes_for(self, pixels: int, candidates: int) -> int:
+        """Return into how many classes per axis to sort the pixels of so many candidates.
+
+        More of them compute less in vain, but every size is a batch of its own, with its own calls.
+        """
         if self._classes is not None:
             return self._classes
-        most = 2 if self._device.type == "cuda" else 6  # … and a kernel launch, which a GPU minds more
-        return max(1, min(most, isqrt(windows // _WINDOWS_PER_SIZE)))
+        key = pixels, candidates.bit_length()
+        if key not in self._chosen:
+            many = 2 ** key[1]
+            self._chosen[key] = min(_CLASSES, key=lambda classes: self._promised_seconds(pixels, many, classes))
+        return self._chosen[key]
+
+    def _promised_seconds(self, pixels: int, candidates: int, classes: int) -> float:
+        plan = self._plan(pixels, classes)
+        macs = candidates * sum(node.incremental_macs for node in plan.nodes)
+        groups = len(plan.steps) * min(classes**2, candidates * pixels)
+        cuda = self._device.type == "cuda"
+        rate = _GPU_MACS_PER_SECOND if cuda else _CPU_MACS_PER_SECOND * torch.get_num_threads()
+        return macs / rate + groups * (_GPU_SECONDS_PER_GROUP if cuda else _CPU_SECONDS_PER_GROUP)
 
     def _plan(self, pixels: int, classes: int) -> Plan:
         key = pixels, self._cuts.get(pixels, self._dense_from), classes

@@ -20,7 +20,7 @@ from pixelsem.stage import digest
 from pixelsem.version import __version__
 
 LARGEST_PROBE = 4096  # candidates
-LONG_PROBE = 1.0  # seconds: a batch that takes so long gains nothing from being larger
+LONG_PROBE = 3.0  # seconds: a batch that takes so long gains nothing from being larger
 _FIRST_PROBE = 16
 _CUTS_TRIED = 2
 
