@@ -135,5 +135,8 @@ _FUNCTIONS: dict[str, Callable[[Case], Operation | None]] = {
     "unsqueeze": rearranging.unsqueeze,
     "chunk": rearranging.parts,
     "split": rearranging.parts,
+    "split_with_sizes": rearranging.parts,
+    "slice": rearranging.sliced,
+    "select": rearranging.selected,
     "getitem": rearranging.item,
 }

@@ -77,6 +77,24 @@ def item(case: Case) -> Operation | None:
     return _slices(case, which if isinstance(which, tuple) else (which,))
 
 
+def sliced(case: Case) -> Operation | None:
+    """ATen's ``slice``, of one dimension at a time."""
+    dim = case.argument("dim", 1, 0)
+    return _one_index(case, dim, slice(*(case.argument(*one) for one in (("start", 2), ("end", 3), ("step", 4)))))
+
+
+def selected(case: Case) -> Operation | None:
+    """ATen's ``select``, one channel."""
+    return _one_index(case, case.argument("dim", 1), case.argument("index", 2))
+
+
+def _one_index(case: Case, dim: Any, index: Any) -> Operation | None:
+    if not isinstance(dim, int):
+        return None
+    all_before: list[Any] = [slice(None)] * case.operand.dim(dim)
+    return _slices(case, (*all_before, index))
+
+
 def _part(case: Case, source: Any, shapes: list[Shape], which: int) -> Operation | None:
     which %= len(shapes)
     dim = case.operand.dim(Case(source, case.values, case.shapes).argument("dim", 2, 0))
