@@ -152,6 +152,24 @@ def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> 
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
 
 
+def write_layer(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a picture with opacity as PNG, atomically: uint8 [H, W, 4] (RGB and alpha). See :func:`read_layer`.
+
+    Raises :class:`OutputError` where it cannot be written.
+    """
+    with write_atomically(path) as file:
+        Image.fromarray(np.ascontiguousarray(pixels), "RGBA").save(file, format="PNG")
+
+
+def read_layer(path: Path) -> NDArray[np.uint8]:
+    """Read a picture with its opacity as uint8 [H, W, 4] (RGB and alpha), upright; opaque where the file has none.
+
+    What is transparent keeps the colour it has in the file. Raises :class:`InputError` as :func:`read_image` does.
+    """
+    with _opened(path) as image:
+        return np.array(_upright(image).convert("RGBA"))
+
+
 def encode_image(pixels: NDArray[np.uint8], kind: Literal["png", "webp"] = "png") -> bytes:
     """Return uint8 [H, W, 3] (RGB) or [H, W] (grey) as a file's bytes: PNG without losses, or small WebP."""
     file = io.BytesIO()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pixelsem.attacks.settings import RegionOptions
 from pixelsem.cli.app import app
-from pixelsem.cli.attack import _masks_identity
+from pixelsem.cli.stages import masks_identity
 from pixelsem.engine.regions import RegionMaker
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.images import read_mask, write_image
@@ -378,7 +378,7 @@ def test_the_foreground_of_an_attack_follows_the_threshold(photos: Path, thresho
 def test_attacks_on_other_foregrounds_are_other_runs(photos: Path) -> None:
     stages = [Path(call("photos", *OPTIONS, "--threshold", t, "-o", f"at{t}").stdout.strip()) for t in ("0.5", "0.4")]
     assert all((masks(stages[0])[key][1] == masks(stages[1])[key][1]).all() for key in masks(stages[0]))
-    assert _masks_identity(stages[0]) != _masks_identity(stages[1])
+    assert masks_identity(stages[0]) != masks_identity(stages[1])
 
 
 def test_tau_clears_what_is_below(photos: Path) -> None:

@@ -26,6 +26,7 @@ class Searches:
     :ivar generators: one random generator per search, already keyed.
     :ivar superpixels: int64 [S, H, W], for attacks that are guided by them: labels from 0 on, every one in use.
     :ivar attention: float32 [S, H, W] in [0, 1], for attacks that are guided by it; its maximum is 1.
+    :ivar patches: uint8 [S, 4, h, w] (RGB and opacity), a patch that is given, the same in all searches.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class Searches:
     generators: Sequence[np.random.Generator]
     superpixels: Tensor | None = None
     attention: Tensor | None = None
+    patches: Tensor | None = None
 
     @classmethod
     def of(
@@ -67,6 +69,27 @@ class Searches:
 
 
 @dataclass(frozen=True)
+class Vulnerability:
+    """What one search tells of every pixel.
+
+    :ivar level: float32 [H, W] in [0, 1], the lowest confidence of the label that a change of this pixel alone
+        reached (1 outside of the region); of a targeted search the highest of the target (0 outside).
+    :ivar vulnerable: bool [H, W], where some colour is enough to reach what the search is after.
+    :ivar reached: uint8 [H, W, ⌈classes / 8⌉], bits as :func:`numpy.packbits` sets them: the classes other than the
+        label that some colour of this pixel makes the top-1.
+    """
+
+    level: np.ndarray[Any, np.dtype[np.float32]]
+    vulnerable: np.ndarray[Any, np.dtype[np.bool_]]
+    reached: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def pixels_by_class(self, classes: int) -> list[int]:
+        """Return for each class how many pixels reach it."""
+        counts: list[int] = np.unpackbits(self.reached, axis=2, count=classes).sum((0, 1)).tolist()
+        return counts
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one search came to.
 
@@ -76,6 +99,7 @@ class Outcome:
     :ivar candidates: all candidates, free ones included.
     :ivar generations: rounds done; for population-based attacks the initial one counts.
     :ivar history: arrays by name that tell how the search went.
+    :ivar vulnerability: the map of the pixels, from attacks that make one.
     """
 
     search: int
@@ -84,6 +108,7 @@ class Outcome:
     candidates: int
     generations: int
     history: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    vulnerability: Vulnerability | None = None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,15 @@ class AttackSettings(Settings):
     def budget(self) -> int:
         """How many queries one search takes at most."""
         raise NotImplementedError
+
+    def budget_in(self, pixels: int) -> int:
+        """How many queries one search takes at most in a region of so many pixels."""
+        return self.budget
+
+    @property
+    def mask_inputs(self) -> Mapping[str, Path]:
+        """Folders and stages of masks that settings name, by field: they count by what they hold."""
+        return {}
 
 
 @dataclass(frozen=True)

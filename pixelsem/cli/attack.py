@@ -15,20 +15,20 @@ import typer
 
 from pixelsem.attacks.registry import ATTACKS, AttackInfo
 from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOptions, GoalOptions, RegionOptions
+from pixelsem.cli import attack_patch, attack_split
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import newest_stage, resolve_inputs
 from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, as_text, expand
-from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
+from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError
 from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
-from pixelsem.stage import STAGE_FILE, Stage, digest
+from pixelsem.stage import Stage
 
 if TYPE_CHECKING:
-    from pixelsem.engine.attacking import AttackRun, Guide, Tally
+    from pixelsem.engine.attacking import AttackRun, Guide, Picture, Tally
     from pixelsem.fitness.evaluator import Evaluator
     from pixelsem.models import Classifier
-    from pixelsem.records import SegmentRecord
     from pixelsem.sources import ImageItem, ImageSource
 
 Images = Annotated[
@@ -41,8 +41,13 @@ def register(app: typer.Typer) -> None:
     """Add the ``attack`` group with one command per registered attack."""
     group = typer.Typer(help="Make adversarial images whose changes stay inside a region.", no_args_is_help=True)
     for info in ATTACKS.values():
-        group.command(info.name, help=f"{info.summary} ({info.paper})")(_command(info))
+        summary = f"{info.summary} ({info.paper})"
+        if info.name == attack_patch.NAME:
+            attack_patch.register(group, _command(info), summary)
+        else:
+            group.command(info.name, help=summary)(_command(info))
     group.command("list")(_list)
+    group.command("split")(expand(attack_split.attack_split))
     app.add_typer(group, name="attack")
 
 
@@ -140,6 +145,8 @@ class _AttackCommand:
         counts = self._counts(stage, tally, len(items))
         close_output(stage, counts, started)
         self._summary(console, tally, stage, time.monotonic() - started)
+        if "maps" in counts:
+            console.note(f"{counts['vulnerable_pixels']:,} vulnerable pixels in {counts['maps']} maps")
         summary = {"counts": counts, "failures": tally.failures, "complete": not tally.out_of_time}
         console.result(stage.path, summary)
         exit_with(console, tally.failures)
@@ -182,6 +189,7 @@ class _AttackCommand:
         target = None if self.goal.target is None else labels.index(self.goal.target, "--target")
         regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
         evaluator = self._evaluator(classifier)
+        guide = self._guide(classifier)
         stage = self._open_stage(given, source, items, masks, preset, classifier, target)
         plan = AttackPlan(
             attack=self.info.load(),
@@ -192,7 +200,8 @@ class _AttackCommand:
             regions=regions,
             seed=self.selection.seed,
             in_flight=self.evaluator.in_flight,
-            guide=self._guide(classifier),
+            guide=guide,
+            picture=self._picture(),
         )
         return AttackRun(plan, evaluator, stage, items), stage
 
@@ -202,6 +211,12 @@ class _AttackCommand:
         module, factory = self.info.guide.split(":")
         make = getattr(import_module(f"pixelsem.engine.{module}"), factory)
         return cast("Guide", make(self.settings, classifier, self.evaluator.device))
+
+    def _picture(self) -> Picture | None:
+        if not self.info.picture:
+            return None
+        module, name = self.info.picture.split(":")
+        return cast("Picture", getattr(import_module(f"pixelsem.report.{module}"), name))
 
     def _evaluator(self, classifier: Classifier) -> Evaluator:
         from pixelsem.fitness.evaluator import Evaluator
@@ -248,7 +263,7 @@ class _AttackCommand:
         targeted = self.goal.targeted or target is not None
         goal = self.goal.to_dict() | {"target": target, "targeted": targeted}
         identity = {
-            "settings": self.settings.to_dict(),
+            "settings": self.settings.to_dict() | {n: masks_identity(p) for n, p in self.settings.mask_inputs.items()},
             "region": {name: value for name, value in region.items() if name != "masks"},
             "goal": {name: value for name, value in goal.items() if name not in ("time_limit", "labels")},
             "labels": labels_identity(self.goal.labels),
@@ -257,13 +272,15 @@ class _AttackCommand:
             "model": model.digest,
             "classes": model.class_names,
             "images": fingerprint(items),
-            "masks": _masks_identity(masks) if masks and self.region.regions != ("original",) else None,
+            "masks": masks_identity(masks) if masks and self.region.regions != ("original",) else None,
         }
         groups = (self.settings, self.region, self.goal, self.model, self.evaluator, self.selection)
         options = options_of(*groups, images=[given], preset=preset) | {"masks": masks}
         if Path(self.goal.labels).is_file():
             options["labels"] = str(Path(self.goal.labels).resolve())
         inputs = {"images": source.root} | ({"masks": masks} if masks else {})
+        for name, path in self.settings.mask_inputs.items():
+            options[name], inputs[name] = str(path.resolve()), path
         return open_output(
             self.context,
             f"attack-{self.info.name}-{self.region.region.replace(':', '-')}",
@@ -280,7 +297,8 @@ class _AttackCommand:
     def _forecast(self, run: AttackRun) -> str:
         """Say how much there is to do at most; the progress bar says how long it takes."""
         searches = run.total()
-        budget = searches * self.settings.budget
+        height, width = run.classifier.preprocessing.size
+        budget = searches * self.settings.budget_in(height * width)
         rate = run.measure_rate(self.info.access, getattr(self.settings, "pixels", 1))
         what = f"{len(run.items)} images, {searches} searches, at most {budget:,} queries"
         return f"{what}: {_duration(budget / rate)} at {rate:,.0f} queries/s"
@@ -289,9 +307,11 @@ class _AttackCommand:
         """Count what the stage holds, whichever run put it there; only ``resumed`` and ``failed`` are of this run."""
         outcomes: Counter[str] = Counter()
         successes = 0
+        maps: list[int] = []
         for record in stage.attack_records():
             outcomes[record.outcome] += 1
             successes += record.success
+            maps += [] if record.vulnerable_pixels is None else [record.vulnerable_pixels]
         return {
             "images": images,
             "searches": tally.total,
@@ -299,6 +319,7 @@ class _AttackCommand:
             "successes": successes,
             "resumed": tally.resumed,
             "failed": len(tally.failures),
+            **({"maps": len(maps), "vulnerable_pixels": sum(maps)} if maps else {}),
             **{name.replace("-", "_"): count for name, count in sorted(outcomes.items())},
         }
 
@@ -337,19 +358,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _masks_identity(masks: Path) -> str:
-    """Masks are what their files hold and how they are flagged, wherever they lie."""
-    from pixelsem.sources import file_digest, fingerprint, open_images
-
-    if not (masks / STAGE_FILE).is_file():
-        return fingerprint(open_images(masks).items)
-    stage = Stage.open(masks)
-    return digest({r.id: [file_digest(stage.resolve(r.mask)), *_meaning(r)] for r in stage.segment_records()})
-
-
-def _meaning(record: SegmentRecord) -> list[object]:
-    """Return what decides beside a mask's values which pixels are its foreground, and whether it is attacked."""
-    cut = [record.threshold] if record.threshold != 0.5 else []
-    return [record.kind, record.flags, *cut]

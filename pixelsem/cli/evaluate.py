@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixelsem.cli import evaluate_accuracy, evaluate_diff, evaluate_masks, evaluate_panels, evaluate_texture
+from pixelsem.cli import (
+    evaluate_accuracy,
+    evaluate_diff,
+    evaluate_masks,
+    evaluate_panels,
+    evaluate_texture,
+    evaluate_vulnerability,
+)
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.inputs import resolve_inputs
@@ -35,6 +42,7 @@ def register(app: typer.Typer) -> None:
     group.command("masks")(expand(evaluate_masks.evaluate_masks))
     group.command("texture")(expand(evaluate_texture.evaluate_texture))
     group.command("panels")(expand(evaluate_panels.evaluate_panels))
+    group.command("vulnerability")(expand(evaluate_vulnerability.evaluate_vulnerability))
     app.add_typer(group, name="evaluate")
 
 

@@ -57,12 +57,13 @@ def _histories(one: Stage, two: Stage) -> Callable[[AttackRecord, AttackRecord],
     def load(first: AttackRecord, second: AttackRecord) -> tuple[History, History] | None:
         if first.history is None or second.history is None:
             return None
-        return _read_history(one, first.history), _read_history(two, second.history)
+        return read_history(one, first.history), read_history(two, second.history)
 
     return load
 
 
-def _read_history(stage: Stage, name: str) -> Mapping[str, Any]:
+def read_history(stage: Stage, name: str) -> Mapping[str, Any]:
+    """Return the arrays of a search's history by name; raises :class:`StageError` where it cannot be read."""
     import numpy as np
 
     path = stage.resolve(name)

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelsem.attacks.base import Attack, Outcome, Progress, Searches, is_hit
+from pixelsem.attacks.base import Attack, Outcome, Progress, Searches, Vulnerability, is_hit
 from pixelsem.attacks.random import generator
 from pixelsem.attacks.settings import GoalOptions, RegionOptions
 from pixelsem.engine.overlap import Ahead, Behind
@@ -28,7 +28,7 @@ from pixelsem.errors import InputError, OutputError
 from pixelsem.files import write_atomically
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import read_image, write_image
-from pixelsem.models.inputs import fit_image
+from pixelsem.models.inputs import Resize, fit_image
 from pixelsem.models.labels import Labels
 from pixelsem.records import AttackRecord, PixelChange, Prediction, PredictionAfter
 from pixelsem.records import Outcome as OutcomeName
@@ -47,12 +47,42 @@ MAX_LISTED_PIXELS = 64
 Guide = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 
 
+class Picture(Protocol):
+    """Draws a map of vulnerable pixels for people."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        region: NDArray[np.bool_],
+        danger: NDArray[np.float32],
+        vulnerable: NDArray[np.bool_],
+    ) -> NDArray[np.uint8]:
+        """Return uint8 [h, w, 3] of an image, uint8 [H, W, 3], and what is known of its pixels, [H, W] each.
+
+        ``danger`` is how near each came to what the search is after, in [0, 1].
+        """
+
+
+@runtime_checkable
+class GuidesImages(Protocol):
+    """A guide that also makes fields of :class:`Searches` image by image, while others are attacked."""
+
+    def of_image(
+        self, image_id: str, shape: tuple[int, ...], pixels: NDArray[np.uint8], resize: Resize
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return the fields of one image; on the reader's thread.
+
+        ``shape`` is that of the source image, ``pixels`` uint8 [H, W, 3] the image at the classifier's resolution,
+        which it came to by ``resize``. Raises :class:`InputError` where that one image has a problem.
+        """
+
+
 @dataclass(frozen=True)
 class AttackPlan:
     """Everything that says what an attack run does.
 
     ``settings`` go to ``attack`` as they are; ``seed`` and the clean pixels key every random draw. ``guide`` makes
-    what else the attack goes by.
+    what else the attack goes by. ``picture`` draws the maps of attacks that make such.
     """
 
     attack: Attack
@@ -64,6 +94,7 @@ class AttackPlan:
     seed: int
     in_flight: int = 64
     guide: Guide | None = None
+    picture: Picture | None = None
 
 
 @dataclass
@@ -82,11 +113,12 @@ class Tally:
 
 
 class _Read(NamedTuple):
-    """What is read of one image: uint8 [H, W, 3] at the classifier's resolution, its regions, the mask's flags."""
+    """What is read of one image: uint8 [H, W, 3] at the classifier's resolution, regions, the mask's flags, guides."""
 
     pixels: NDArray[np.uint8]
     regions: Mapping[str, NDArray[np.bool_]]
     flags: tuple[str, ...]
+    guides: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +132,7 @@ class _Image:
     logits: Tensor  # float32 [classes] of the clean image, on the CPU
     regions: Mapping[str, NDArray[np.bool_]]
     flags: tuple[str, ...]
+    guides: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -195,12 +228,16 @@ class AttackRun:
         preprocessing, how = self.classifier.preprocessing, self.plan.region.resize
         full = read_image(item.path)
         pixels = np.ascontiguousarray(fit_image(full, preprocessing, how))
-        return _Read(pixels, *self.plan.regions.of(item.id, full.shape, pixels, preprocessing))
+        regions, flags = self.plan.regions.of(item.id, full.shape, pixels, preprocessing)
+        guide = self.plan.guide
+        if not isinstance(guide, GuidesImages):
+            return _Read(pixels, regions, flags, {})
+        return _Read(pixels, regions, flags, guide.of_image(item.id, full.shape, pixels, how))
 
     def _prepare(self, item: ImageItem, read: _Read) -> _Image:
         logits = self._logits(read.pixels)
         label, source = self.plan.labels.of(item.id, int(logits.argmax()))
-        return _Image(item, read.pixels, label, source, logits, read.regions, read.flags)
+        return _Image(item, read.pixels, label, source, logits, read.regions, read.flags, read.guides)
 
     def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -260,7 +297,9 @@ class AttackRun:
         order = {image_id: number for number, image_id in enumerate(images)}
         pixels = torch.from_numpy(np.stack([image.pixels for image in images.values()])).permute(0, 3, 1, 2)
         labels = torch.tensor([image.label for image in images.values()])
-        guides = {} if self.plan.guide is None else self.plan.guide(pixels, labels)
+        guides = {} if self.plan.guide is None else dict(self.plan.guide(pixels, labels))
+        for name in next(iter(images.values())).guides:
+            guides[name] = torch.from_numpy(np.stack([image.guides[name] for image in images.values()]))
         image = torch.tensor([order[task.image.item.id] for task in tasks])
         return Searches(
             images=pixels.contiguous(),
@@ -299,6 +338,8 @@ class AttackRun:
                 path.unlink()
                 raise OutputError(f"{path}: reads back as other pixels than were written; is the disk sound?")
         self._write_history(task, outcome)
+        if outcome.vulnerability is not None:
+            self._write_map(task, outcome.vulnerability)
         self.stage.append(self._record(task, "attacked", outcome, logits, adversarial, pixels))
 
     def _hits(self, task: _Task, logits: Tensor) -> bool:
@@ -310,6 +351,24 @@ class AttackRun:
         np.savez_compressed(buffer, **outcome.history)  # type: ignore[arg-type]
         with write_atomically(self.stage.path / self._file("history", task)) as file:
             file.write(buffer.getvalue())
+
+    def _write_map(self, task: _Task, found: Vulnerability) -> None:
+        write_image(self.stage.path / self._file("maps", task), np.rint(found.level * 65535).astype(np.uint16))
+        if self.plan.picture is not None:
+            region = task.image.regions[task.region]
+            danger = found.level if task.target is not None else 1 - found.level
+            shown = self.plan.picture(task.image.pixels, region, danger, found.vulnerable)
+            write_image(self.stage.path / self._file("overlays", task), shown)
+
+    def _map_fields(self, task: _Task, found: Vulnerability) -> dict[str, Any]:
+        """Return what the record says of a map of pixels."""
+        by_class = zip(self.names, found.pixels_by_class(len(self.names)), strict=True)
+        return {
+            "vulnerable_pixels": int(found.vulnerable.sum()),
+            "reachable": {name: count for name, count in by_class if count},
+            "map": self._file("maps", task),
+            "overlay": None if self.plan.picture is None else self._file("overlays", task),
+        }
 
     def _file(self, folder: str, task: _Task) -> str:
         """Return the stage path of a search's file: FOLDER/REGION/…, with target and repeat where there are any."""
@@ -374,6 +433,7 @@ class AttackRun:
             before=describe(image.logits, self.names),
             after=None if after is None else describe_after(after, image.logits, self.names),
             pixels=[] if pixels is None else changed_pixels(image.pixels, pixels),
+            **(self._map_fields(task, outcome.vulnerability) if outcome and outcome.vulnerability else {}),
         )
 
 

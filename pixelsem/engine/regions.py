@@ -11,7 +11,7 @@ from pixelsem.attacks.random import generator
 from pixelsem.attacks.settings import RegionOptions
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.models.classifier import Preprocessing
-from pixelsem.models.inputs import fit_mask
+from pixelsem.models.inputs import Resize, fit_mask
 from pixelsem.regions.masks import MaskEntry, MaskSource, grow, match_area
 
 
@@ -37,22 +37,11 @@ class RegionMaker:
         image at the classifier's resolution. Raises :class:`InputError` for a mask that is missing,
         unreadable or of another size.
         """
-        height, width = pixels.shape[:2]
-        whole = {"original": np.ones((height, width), np.bool_)}
+        whole = {"original": np.ones(pixels.shape[:2], np.bool_)}
         if self._masks is None or self._options.regions == ("original",):
             return whole, ()
-        entry = self._masks.find(image_id)
-        if entry is None:
-            raise InputError(f"{image_id}: has no mask in {self._masks.path}")
-        mask = entry.values
-        if mask.shape != tuple(shape[:2]) and mask.shape != (height, width):
-            raise InputError(
-                f"{entry.path}: is {mask.shape[1]}×{mask.shape[0]}, its image {shape[1]}×{shape[0]}; "
-                "masks must have the size of their images"
-            )
-        source_shape = shape if mask.shape == tuple(shape[:2]) else (height, width)
-        fitted = fit_mask(mask, source_shape, preprocessing, self._options.resize)
-        return whole | self._split(replace(entry, values=fitted), pixels), entry.flags
+        mask = fitted_mask(self._masks, image_id, shape, preprocessing, self._options.resize)
+        return whole | self._split(mask, pixels), mask.flags
 
     def _split(self, mask: MaskEntry, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
         def region(name: str) -> NDArray[np.bool_]:
@@ -72,3 +61,24 @@ class RegionMaker:
     @property
     def _border(self) -> int:
         return self._options.grow - self._options.shrink
+
+
+def fitted_mask(
+    masks: MaskSource, image_id: str, shape: tuple[int, ...], preprocessing: Preprocessing, resize: Resize
+) -> MaskEntry:
+    """Return the mask of an image, its values [h, w] at the classifier's resolution.
+
+    The mask has the size of the source image, ``shape``, or that of the classifier's. Raises
+    :class:`InputError` for one that is missing, unreadable or of another size.
+    """
+    entry = masks.find(image_id)
+    if entry is None:
+        raise InputError(f"{image_id}: has no mask in {masks.path}")
+    mask = entry.values
+    if mask.shape != tuple(shape[:2]) and mask.shape != preprocessing.size:
+        raise InputError(
+            f"{entry.path}: is {mask.shape[1]}×{mask.shape[0]}, its image {shape[1]}×{shape[0]}; "
+            "masks must have the size of their images"
+        )
+    source_shape = shape if mask.shape == tuple(shape[:2]) else preprocessing.size
+    return replace(entry, values=fit_mask(mask, source_shape, preprocessing, resize))

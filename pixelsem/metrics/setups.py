@@ -16,7 +16,7 @@ _NOT_THE_SEARCH = frozenset({
     "region", "masks", "match_area", "grow", "shrink", "flagged", "targeted", "target", "labels", "repeats",
     "seed", "limit", "sample", "time_limit", "preset", "device", "batch_size", "in_flight", "inputs", "images",
     "model", "weights", "arch", "scale", "mean", "std", "input_size", "classes", "output", "run", "overwrite",
-    "json", "quiet", "evaluator", "explain", "workers", "shard",
+    "json", "quiet", "evaluator", "explain", "workers", "shard", "keep",
 })  # fmt: skip
 
 #: Options that change foreground and background, and mean nothing for the whole image.
@@ -121,7 +121,8 @@ def _setup_of(info: StageInfo) -> Setup:
     whole = info.options.get("region") == "original"
     return Setup(
         network=str(model.get("name", "unknown")),
-        attack=info.command.removeprefix("attack "),
+        # A group's default command goes without its name.
+        attack=info.command.removeprefix("attack ").removesuffix(" images"),
         model=model,
         options=options,
         region_options=None if whole else {name: info.options.get(name) for name in _OF_THE_REGION},
