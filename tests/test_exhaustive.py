@@ -416,7 +416,9 @@ def test_every_corner_that_de_finds_on_allconv_is_in_the_map(data_dir: Path) -> 
     unsure = confidence.argsort()[3:7]  # the very first fall for any change
     images, labels = images[unsure], labels[unsure]
     outcomes = run(classifier, Searches.of(images, labels), {"scorer": "incremental", "batch_size": 256})
-    settings = DESettings(population=100, generations=20, out_of_range="clip", mutation=(1.0, 1.5))
+    settings = DESettings(
+        population=60, generations=40, out_of_range="clip", mutation=(1.0, 1.5), crossover=1.0, early_stop=False
+    )
     evaluator = Evaluator(classifier, device="cpu", batch_size=256, scorer="incremental")
     found = 0
     for search in differential_evolution(Searches.of(images, labels), evaluator, settings):

@@ -16,11 +16,12 @@ from pixelsem.fitness.dense import DenseScorer
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.incremental import IncrementalScorer
 from pixelsem.fitness.plan import NodePlan
-from pixelsem.fitness.tuning import LARGEST_PROBE, LONG_PROBE, Memory, Way, fastest_batch, fastest_way
+from pixelsem.fitness.tuning import LARGEST_PROBE, Memory, Way, fastest_batch, fastest_way
 from pixelsem.models.classifier import Classifier
 
 _CLEAN_BATCH = 64
 _FEW = 256  # ways are measured for at least as many candidates
+_SHORT_PROBE = 0.3  # seconds
 _REPEATS = 6  # of what is timed, the first of which pays for set-up
 _CPU_VALUES, _GPU_VALUES = 2**18, 2**22  # pixels of all images that gradients are asked of together
 
@@ -249,7 +250,7 @@ class Evaluator:
         if self._mode != "auto":
             return measured(self._mode)  # type: ignore[arg-type]
         dense, incremental = measured("dense"), measured("incremental")
-        many = _repeated(edits, incremental.batch_size)
+        many = _repeated(edits, max(1, min(incremental.batch_size, int(incremental.rate * _SHORT_PROBE))))
         best = fastest_way(dense, incremental, self._incremental(), many, seconds)
         if self._batch_size is None:
             memory.note(pixels, best)
@@ -293,7 +294,7 @@ class Evaluator:
         """
         batch = _repeated(edits, way.batch_size)
         times: list[float] = []
-        while len(times) < 2 or (len(times) < _REPEATS and sum(times) < LONG_PROBE / 4):
+        while len(times) < 2 or (len(times) < _REPEATS and sum(times) < _SHORT_PROBE):
             start = time.perf_counter()
             try:
                 with _MatmulPrecision(self.precision):

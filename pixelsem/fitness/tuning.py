@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,15 +76,16 @@ def _sized(way: Way, size: int, rate: float = 0.0) -> Way:
 def fastest_way(dense: Way, incremental: Way, scorer: IncrementalScorer, edits: Edits, seconds: Seconds) -> Way:
     """Return the fastest of the dense way, the incremental one, and that with whole maps from elsewhere on.
 
-    Both come with their batch size and rate; ``edits`` are as many candidates as the incremental way takes.
+    Both come with their batch size and rate; where to go over to whole maps is tried on ``edits``.
     """
     few = edits[: max(1, min(dense.batch_size, _FIRST_PROBE))]
+    base = seconds(_sized(incremental, len(edits)))
     best = incremental
     for cut in scorer.cuts(edits, few)[:_CUTS_TRIED]:
-        other = Way("incremental", incremental.batch_size, 0.0, cut, incremental.tried)
-        rate = len(edits) / seconds(other)
+        other = replace(incremental, dense_from=cut)
+        rate = incremental.rate * base / seconds(_sized(other, len(edits)))
         if rate > best.rate * 1.02:
-            best = Way("incremental", other.batch_size, rate, cut, other.tried)
+            best = replace(other, rate=rate)
     return best if best.rate > dense.rate else dense
 
 
