@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
+from pixelsem.attacks.registry import ATTACKS
 from pixelsem.cli.app import app
 from pixelsem.engine import attacking
 from pixelsem.images import write_image
@@ -676,3 +677,13 @@ def test_explain_says_what_auto_measured() -> None:
     assert plan["way"]["evaluator"] in ("dense", "incremental")
     assert plan["way"]["rate"] > 0
     assert call("--explain", options=[]).stderr.count("of each clean image") == 1
+
+
+def test_list_names_every_attack() -> None:
+    listed = CliRunner().invoke(app, ["attack", "list", "--json"])
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert list(rows) == list(ATTACKS)
+    assert rows["de"] | {"norm": "L0", "access": "black", "targeted": True, "budget": "1 pixel"} == rows["de"]
+    assert rows["pgd"]["access"] == "white"
+    shown = CliRunner().invoke(app, ["attack", "list"]).stderr
+    assert all(f"\n {name} " in shown or f"\n{name} " in shown for name in ATTACKS)

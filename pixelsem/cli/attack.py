@@ -88,28 +88,30 @@ def _command(info: AttackInfo) -> Callable[..., None]:
 
 def _list(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON on stdout.")] = False) -> None:
     """List every attack: its norm, what it needs of the model, the paper, the default budget."""
-    from pixelsem.report.tables import Column, Table, to_plain
-    from pixelsem.report.terminal import to_rich
-
-    columns = (
-        Column("name", "Attack", about=True),
-        Column("summary", "What it does"),
-        Column("norm", "Norm"),
-        Column("budget", "Budget"),
-        Column("access", "Box"),
-        Column("targeted", "Targeted"),
-        Column("paper", "Paper"),
-    )
     rows = [
-        (info.name, info.summary, info.norm, info.budget, info.access, "yes" if info.targeted else "no", info.paper)
+        {
+            "name": info.name,
+            "norm": info.norm,
+            "budget": info.budget,
+            "access": info.access,
+            "targeted": info.targeted,
+            "paper": info.paper,
+            "summary": info.summary,
+        }
         for info in ATTACKS.values()
     ]
-    table = Table("attacks", "Attacks", columns, rows)
     console = Console(as_json=as_json)
     if as_json:
-        console.data(json.dumps(to_plain(table)["rows"], ensure_ascii=False))
-    else:
-        console.table(to_rich(table, console.rich.width))
+        console.data(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("Attack", "Norm", "Budget", "Box", "Paper", "What it does", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in ("name", "norm", "budget", "access", "paper", "summary")))
+    console.table(table)
 
 
 @dataclass
