@@ -18,6 +18,7 @@ from pixelsem.cli import evaluate_panels
 from pixelsem.cli.groups import RootGroup
 from pixelsem.cli.options import expand
 from pixelsem.images import write_image
+from pixelsem.report.figures import save_figure
 from pixelsem.report.panels import (
     DPI,
     Attacked,
@@ -62,7 +63,7 @@ def texts(figure) -> list[str]:
 
 
 def pixels_of(figure, tmp_path: Path) -> np.ndarray:
-    evaluate_panels.save_figure(figure, tmp_path / "figure.png")
+    save_figure(figure, tmp_path / "figure.png")
     return np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
 
 
@@ -153,7 +154,7 @@ class TestDrawing:
         long = "class $a_b^c " * 30
         row = make_row(name=long, text=r"$\frac{1$ 90 %", attacked={"original": Attacked(None, long + "90 %", True)})
         figure = draw_panels([row])
-        evaluate_panels.save_figure(figure, tmp_path / "figure.svg")
+        save_figure(figure, tmp_path / "figure.svg")
         assert r"$\frac{1$ 90 %" in texts(figure)
         cut = [text for text in texts(figure) if text.startswith("class $a")]
         assert len(cut) == 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pixelsem.cli.console import Console
+from pixelsem.cli.figures import need_matplotlib
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
 from pixelsem.errors import InputError, PixelsemError, StageError
@@ -18,7 +19,6 @@ from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from pixelsem.metrics.setups import AttackStage, Setup
@@ -74,7 +74,8 @@ def evaluate_panels(*, stages: Stages = None, image: Images = None, options: Pan
     """
     console = Console(quiet=options.quiet, as_json=options.json)
     _check_output(options.output)
-    _need_matplotlib()
+    need_matplotlib()
+    from pixelsem.report.figures import save_figure
     from pixelsem.report.panels import draw_panels
 
     figure_data = _FigureData(_open(resolve_inputs(stages, options.run, ("attack",), note=console.note)))
@@ -101,30 +102,6 @@ def _check_output(path: Path | None) -> None:
         raise PixelsemError(f"-o {path}: a figure ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if path.is_dir():
         raise PixelsemError(f"-o {path}: a folder, not a file")
-
-
-def _need_matplotlib() -> None:
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise PixelsemError("figures need matplotlib, which is not there: pip install 'pixelsem[report]'") from error
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to a .png, .svg or .pdf file, atomically; equal figures give equal files.
-
-    Raises :class:`pixelsem.errors.OutputError`.
-    """
-    import matplotlib
-
-    from pixelsem.files import write_atomically
-
-    kind = path.suffix.lower()[1:]
-    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    # Images in a vector figure are stored enlarged, as many viewers would blur them.
-    dpi = figure.dpi if kind == "png" else 2 * figure.dpi
-    with write_atomically(path) as file, matplotlib.rc_context({"svg.hashsalt": "pixelsem", "savefig.bbox": None}):
-        figure.savefig(file, format=kind, dpi=dpi, metadata=dates)
 
 
 @dataclass

@@ -22,17 +22,14 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from pixelsem.metrics.success import sort_regions
+from pixelsem.report.figures import FAINT, INK, QUIET, styles_for
 
 Pixels = NDArray[np.uint8]
 
 #: A power of two, so that inches × dots per inch is the whole number of pixels that was meant.
 DPI = 128
 
-_INK, _QUIET, _FAINT, _FOOLED = "#1A1A1A", "#5F5F5F", "#E4E4E4", "#C1121F"
-
-#: Okabe and Ito's colours; the first is dark and the second light, so that the two differ in grey.
-_REGION_COLOURS = {"foreground": "#0072B2", "background": "#E69F00"}
-_OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_FOOLED = "#C1121F"
 
 _WHERE = {
     "original": "anywhere in the image",
@@ -120,10 +117,8 @@ def draw_panels(
 
 
 def region_colours(regions: Sequence[str]) -> dict[str, str]:
-    """Give every region a colour; the whole image gets a grey."""
-    others = [region for region in regions if region not in _REGION_COLOURS and region != "original"]
-    cycle = {region: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, region in enumerate(others)}
-    return {region: _REGION_COLOURS.get(region) or cycle.get(region) or _QUIET for region in regions}
+    """Give every region its colour in all figures; the whole image gets a grey."""
+    return {region: look.colour for region, look in styles_for(("original", *regions)).items() if region in regions}
 
 
 def overlay(image: Pixels, masks: Mapping[str, NDArray[np.bool_]], colours: Mapping[str, str]) -> Pixels:
@@ -182,7 +177,7 @@ class _Column(ABC):
 
 class _Original(_Column):
     title = "original"
-    legend = (("class and confidence", _QUIET),)
+    legend = (("class and confidence", QUIET),)
 
     def panel(self, row: PanelRow) -> _Panel:
         return _Panel(row.clean, (row.text,))
@@ -249,7 +244,7 @@ class _Sheet:
             self._head(column, self.left + number * (self.cell_width + self.gap))
         for number, row in enumerate(self.rows):
             top = self.top + number * (self.cell_height + self.caption)
-            side = self._text(1.1 * self.em, top + self.cell_height / 2, row.name, 0.8, rotation=90, color=_QUIET)
+            side = self._text(1.1 * self.em, top + self.cell_height / 2, row.name, 0.8, rotation=90, color=QUIET)
             self._fit(side, self.cell_height + self.caption / 2)
             for place, column in enumerate(self.columns):
                 left = self.left + place * (self.cell_width + self.gap)
@@ -258,9 +253,9 @@ class _Sheet:
 
     def _head(self, column: _Column, left: float) -> None:
         middle = left + self.cell_width / 2
-        title = self._text(middle, 1.5 * self.em, column.title, 1.05, weight="bold", color=_INK)
+        title = self._text(middle, 1.5 * self.em, column.title, 1.05, weight="bold", color=INK)
         self._fit(title, self.cell_width)
-        self._side_by_side([text for text, _ in column.legend], left, 2.9 * self.em, 0.85, color=_QUIET)
+        self._side_by_side([text for text, _ in column.legend], left, 2.9 * self.em, 0.85, color=QUIET)
         step = self.cell_width / len(column.legend)
         for number, (_, colour) in enumerate(column.legend):
             self._rule(left + number * step, step, colour)
@@ -284,12 +279,12 @@ class _Sheet:
         height, width = (factor * length for length in row.clean.shape[:2])
         axes = self._axes(left + (self.cell_width - width) // 2, top + (self.cell_height - height) // 2, width, height)
         if panel.image is None:
-            axes.set_facecolor(_FAINT)
+            axes.set_facecolor(FAINT)
         else:
             axes.imshow(panel.image, interpolation="nearest", aspect="auto")
         for mark in _marks(panel, row.clean.shape[1], self.em):
             axes.add_patch(mark)
-        style = {"color": _FOOLED, "weight": "bold"} if panel.fooled else {"color": _INK}
+        style = {"color": _FOOLED, "weight": "bold"} if panel.fooled else {"color": INK}
         self._side_by_side(panel.texts, left, top + self.cell_height + 0.9 * self.em, 1, **style)
 
     def _axes(self, left: int, top: int, width: int, height: int) -> Axes:
@@ -334,7 +329,7 @@ def _marks(panel: _Panel, width: int, em: int) -> Iterator[Circle | Rectangle]:
     # Smaller where there are many, so that they do not hide the image.
     radius = max(1.9, width * (0.055 if len(panel.pixels) <= 8 else 0.03))
     line = em * 0.17 * 72 / DPI
-    colour = _FOOLED if panel.fooled else _INK
+    colour = _FOOLED if panel.fooled else INK
     for place in panel.pixels:
         halo = [withStroke(linewidth=2.4 * line, foreground="white")]
         yield Circle(place, radius, fill=False, edgecolor=colour, linewidth=line, path_effects=halo)
