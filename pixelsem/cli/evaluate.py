@@ -11,6 +11,7 @@ import typer
 from pixelsem.cli import (
     evaluate_accuracy,
     evaluate_diff,
+    evaluate_distortion,
     evaluate_masks,
     evaluate_panels,
     evaluate_texture,
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group.command("success")(expand(evaluate_success))
     group.command("accuracy")(expand(evaluate_accuracy.evaluate_accuracy))
     group.command("diff")(expand(evaluate_diff.evaluate_diff))
+    group.command("distortion")(expand(evaluate_distortion.evaluate_distortion))
     group.command("masks")(expand(evaluate_masks.evaluate_masks))
     group.command("texture")(expand(evaluate_texture.evaluate_texture))
     group.command("panels")(expand(evaluate_panels.evaluate_panels))
@@ -60,7 +62,7 @@ def evaluate_success(*, stages: Stages = None, options: TableOptions) -> None:
     console = Console(quiet=options.quiet, as_json=options.json)
     opened, notes = _open(resolve_inputs(stages, options.run, ("attack",), note=console.note))
     setups, more = combine(opened)
-    identity = digest({"stages": sorted({stage.info.identity for stage in opened})})
+    identity = digest({"stages": sorted({stage.info.contents for stage in opened})})
     folder = options.output or options.run / f"evaluate-success-{identity[:6]}"
     names = [stage.name for stage in opened]
     show_tables(console, folder, success_tables(setups, options.confidence), notes + more, {"inputs": names})
