@@ -1,9 +1,7 @@
-"use strict";
 (() => {
-  const $ = (name) => document.getElementById(name);
-  const about = JSON.parse($("about").textContent);
+  const about = dataOf("about");
   const images = about.images;
-  const data = (index) => JSON.parse($("d" + index).textContent);
+  const data = (index) => dataOf("d" + index);
 
   // What is kept in the browser: one entry for the decisions, one per scribbled image, one for the settings.
 
@@ -554,12 +552,9 @@
 
   // Settings, buttons, keys
 
-  const setTheme = (name) => {
-    document.documentElement.dataset.theme = name;
-  };
+  const switchTheme = startTheme(settings.theme);
   const theme = () => {
-    settings.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    setTheme(settings.theme);
+    settings.theme = switchTheme();
     keepSettings();
   };
 
@@ -643,11 +638,6 @@
     if (!keeping && decisions().images.length) event.preventDefault();
   });
 
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  setTheme(settings.theme ?? (dark.matches ? "dark" : "light"));
-  dark.addEventListener("change", () => {
-    if (settings.theme === null) setTheme(dark.matches ? "dark" : "light");
-  });
   $("name").textContent = about.name;
   $("command").textContent = `${about.command} · ${images.length} images`;
   $("apply").textContent = `pixelsem segment review ${about.name} --apply ${fileName}`;

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import IO, Any, Literal
 
 import cv2
@@ -17,6 +12,7 @@ from numpy.typing import NDArray
 
 from pixelsem.images import encode_image, resize_image, resize_mask
 from pixelsem.report.overlays import TINY, Pixels, label_colours, shown_size
+from pixelsem.report.pages import data_block, data_uri, open_template
 
 
 @dataclass(frozen=True)
@@ -60,42 +56,19 @@ def write_page(file: IO[bytes], info: PageInfo, images: Iterable[PageImage], *, 
 
     Images are embedded with at most ``side`` pixels a side; those of at most :data:`TINY` as they are.
     """
-    text = _resource("review.html")
-    style, script = _resource("review.css"), _resource("review.js")
-    head, tail = text.split("<!-- data -->")
-    head = head.replace("%title%", html.escape(info.name)).replace("%policy%", _policy(style, script))
-    file.write(head.replace("/* style */", style).encode())
+    head, tail = open_template("review", info.name)
+    file.write(head)
     shown = []
     for number, image in enumerate(images):
-        file.write(_block(f"d{number}", _pictures(image, side)))
+        file.write(data_block(f"d{number}", _pictures(image, side)))
         shown.append(_about(image))
     about = {
         "name": info.name, "command": info.command, "identity": info.identity, "revision": info.revision,
         "format": info.format, "images": shown,
     }  # fmt: skip
-    file.write(_block("about", about))
-    file.write(tail.replace("/* script */", script).encode())
+    file.write(data_block("about", about))
+    file.write(tail)
     return len(shown)
-
-
-def _resource(name: str) -> str:
-    return (files("pixelsem.report") / name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """Return a content security policy: this style, this script and embedded images, and nothing else."""
-    allowed = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in (style, script)
-    ]
-    return f"default-src 'none'; style-src {allowed[0]}; script-src {allowed[1]}; img-src data: blob:"
-
-
-def _block(name: str, content: Any) -> bytes:
-    """Return data as a script element that nothing in it can end."""
-    text = json.dumps(content, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'.encode()
 
 
 def _about(image: PageImage) -> dict[str, Any]:
@@ -114,10 +87,10 @@ def _pictures(image: PageImage, side: int) -> dict[str, str | None]:
     size = shown_size(image.image.shape, max(side, TINY))
     tiny = max(image.image.shape[:2]) <= TINY
     picture = image.image if size == image.image.shape[:2] else resize_image(image.image, size, "lanczos")
-    scribbles = None if image.scribbles is None else _uri(encode_image(image.scribbles), "png")
+    scribbles = None if image.scribbles is None else data_uri(encode_image(image.scribbles), "png")
     return {
-        "image": _uri(encode_image(picture, "png" if tiny else "webp"), "png" if tiny else "webp"),
-        "mask": _uri(encode_image(_shown_mask(image, size)), "png"),
+        "image": data_uri(encode_image(picture, "png" if tiny else "webp"), "png" if tiny else "webp"),
+        "mask": data_uri(encode_image(_shown_mask(image, size)), "png"),
         "scribbles": scribbles,
     }
 
@@ -132,7 +105,3 @@ def _shown_mask(image: PageImage, size: tuple[int, int]) -> NDArray[np.uint8]:
     if image.kind == "binary":
         level = (level > 0.5).astype(np.float32)
     return np.rint(255 * cv2.resize(level, size[::-1], interpolation=cv2.INTER_AREA)).astype(np.uint8)
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
