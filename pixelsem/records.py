@@ -163,7 +163,32 @@ class PatchRecord(Struct, frozen=True):
         return (str(self.step),)
 
 
-Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord
+class DetectionRecord(Struct, frozen=True, omit_defaults=True):
+    """One image scored by a detector: ``score`` is the mean vote in [-1, 1], above 0 ``detected`` as adversarial.
+
+    ``kind`` is ``unknown`` for images of no attack. ``image`` is relative to the stage's input ``images``; ``id``,
+    ``region``, ``target`` and ``repeat`` are of the attack's record, the latter three only of what it made.
+    ``split`` is ``train`` where the detector has learnt from the image or its clean version, so that its score says
+    nothing about other images.
+    """
+
+    id: Text
+    image: Text
+    kind: Literal["clean", "adversarial", "unknown"]
+    split: Literal["train", "test"]
+    score: Annotated[float, Meta(ge=-1, le=1)]
+    detected: bool
+    region: Text | None = None
+    target: Text | None = None
+    repeat: Count = 0
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (self.id, self.kind, self.region or "", self.target or "", str(self.repeat))
+
+
+Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord | DetectionRecord
 
 #: The schema of each kind of stage.
 RECORD_TYPES: dict[str, type[Record]] = {
@@ -172,6 +197,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "train": EpochRecord,
     "train-segment": SaliencyEpochRecord,
     "train-patch": PatchRecord,
+    "train-detector": DetectionRecord,
+    "detect": DetectionRecord,
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.
@@ -181,4 +208,6 @@ PATH_FIELDS: dict[str, tuple[str, ...]] = {
     "train": (),
     "train-segment": (),
     "train-patch": (),
+    "train-detector": ("id", "image"),
+    "detect": ("id", "image"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelsem.metrics.success import sort_regions
 from pixelsem.records import AttackRecord
-from pixelsem.stage import StageInfo
+from pixelsem.stage import StageInfo, digest
 
 #: Options that tell regions, goals, images or speed apart, not how strong the search is; and those of the
 #: model, which has an identity of its own.
@@ -102,6 +102,24 @@ def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
             setup.stages.append(stage.name)
     _name_variants(setups)
     return setups, notes
+
+
+def name_attacks(infos: Sequence[StageInfo]) -> list[Setup]:
+    """Return a setup without records for every attack stage, of different identities, told apart as in the tables."""
+    setups = [_setup_of(info) for info in infos]
+    for setup, info in zip(setups, infos, strict=True):
+        setup.stages.append(info.identity[:6])
+    _name_variants(setups)
+    return setups
+
+
+def search_identity(info: StageInfo) -> str:
+    """Return what two attack stages share that differ at most in their images, labels and seed."""
+    setup = _setup_of(info)
+    return digest({
+        "attack": setup.attack, "model": setup.model, "options": setup.options, "region": info.options.get("region"),
+        "region_options": setup.region_options,
+    })  # fmt: skip
 
 
 def _is_whole(stage: AttackStage) -> bool:

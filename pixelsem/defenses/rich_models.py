@@ -1,0 +1,65 @@
+"""SRM, the spatial rich model, of one plane at a time, by the package sealwatch (the extra ``steganalysis``).
+
+Fridrich & Kodovský, "Rich models for steganalysis of digital images", IEEE TIFS 7(3), 2012: co-occurrences of
+quantized noise residuals, 34,671 numbers; SRMQ1 takes one quantizer per residual, 12,753.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixelsem.errors import PixelsemError
+
+RichModel = Literal["srm", "srmq1"]
+Plane = NDArray[np.uint8]
+
+#: Numbers per plane.
+RICH_SIZES: dict[RichModel, int] = {"srm": 34671, "srmq1": 12753}
+
+
+def sealwatch_version() -> str:
+    """Return the version of sealwatch; raises :class:`PixelsemError` where it is not installed."""
+    try:
+        return metadata.version("sealwatch")
+    except metadata.PackageNotFoundError as error:
+        raise PixelsemError(
+            "srm and srmq1 need sealwatch, which is not there: pip install 'pixelsem[steganalysis]'"
+        ) from error
+
+
+def rich_model(plane: Plane, kind: RichModel) -> NDArray[np.float32]:
+    """Return the rich model of one plane, uint8 [H, W], as float32 [34671] or [12753]."""
+    from sealwatch import srm, srmq1, tools
+
+    extract = {"srm": srm.extract, "srmq1": srmq1.extract}[kind]
+    found: NDArray[np.float32] = np.asarray(tools.flatten(extract(plane)), np.float32)
+    if found.shape != (RICH_SIZES[kind],):
+        raise PixelsemError(
+            f"{kind}: sealwatch {sealwatch_version()} gives {found.size} numbers, not {RICH_SIZES[kind]}"
+        )
+    return found
+
+
+def rich_models(planes: Sequence[Plane], kind: RichModel, workers: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the rich model of every plane in order, computed by up to ``workers`` processes."""
+    kinds: Iterable[RichModel] = [kind] * len(planes)
+    if workers == 1 or len(planes) == 1:
+        yield from map(rich_model, planes, kinds)
+        return
+    # Not forked: a process with threads (PyTorch's) may hang when it is.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(planes)), mp_context=context) as pool:
+        yield from pool.map(rich_model, planes, kinds)
+
+
+def default_workers() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,157 @@
+"""How well attacks are detected: tables of the shape of dong2020's Table 2, and the ROC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixelsem.metrics.detection import Detection
+from pixelsem.metrics.intervals import Rate
+from pixelsem.report.tables import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class DetectionRow:
+    """One attack's images under one detector.
+
+    :ivar delta: the attack's budget δ, where it has one; ``variant``, what else tells it from others in the table.
+    :ivar features: what the detector looks at, e.g. ``spam (separate)``.
+    :ivar trained_on: the attack that the detector was trained on; None where it was this very one.
+    """
+
+    network: str
+    attack: str
+    variant: str | None
+    delta: float | None
+    region: str
+    features: str
+    trained_on: str | None
+    found: Detection
+
+    @property
+    def label(self) -> str:
+        """What the row is called in a figure."""
+        delta = None if self.delta is None else f"δ={self.delta:g}"
+        other = None if self.trained_on is None else f"by {self.trained_on}"
+        region = None if self.region == "original" else self.region
+        return ", ".join(part for part in (self.attack, delta, self.variant, region, other) if part)
+
+
+_ABOUT = (
+    Column("network", "Network", about=True),
+    Column("attack", "Attack", about=True),
+    Column("variant", "Variant", about=True),
+    Column("region", "Region", about=True),
+    Column("features", "Features", about=True),
+)
+
+
+def detection_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> Table:
+    """Return detection, false alarms, P_E and the area under the ROC, one row per attack, region and detector."""
+    columns = (
+        *_ABOUT,
+        Column("delta", "δ", "number", 0 if all((row.delta or 0) % 1 == 0 for row in rows) else 2, about=True),
+        Column("trained_on", "Detector trained on", about=True),
+        Column("images", "Images", "count"),
+        Column("detected", "Detected", "rate"),
+        Column("false_alarms", "False alarms", "rate"),
+        Column("error", "P_E", "percent"),
+        Column("error_low", "P_E, from", "percent"),
+        Column("error_high", "P_E, to", "percent"),
+        Column("area", "AUC", "number", 3),
+        Column("area_low", "AUC, from", "number", 3),
+        Column("area_high", "AUC, to", "number", 3),
+    )
+    percent = f"{100 * confidence:g} %"
+    notes = [
+        "Images that the detector was not trained on, each clean and with its adversarial version.",
+        f"Detected and False alarms: with {percent} Wilson intervals. P_E = (false alarms + misses) / 2 at the "
+        f"detector's own threshold, and AUC: with {percent} bootstrap intervals over images, a clean image and its "
+        "adversarial versions drawn together.",
+    ]
+    return Table("detection", "Steganalysis-based detection", columns, [_cells(row) for row in rows], notes)
+
+
+def _about(row: DetectionRow) -> list[Cell]:
+    return [row.network, row.attack, row.variant, row.region, row.features]
+
+
+def _cells(row: DetectionRow) -> list[Cell]:
+    found = row.found
+    error, area = found.error, found.area
+    return [
+        *_about(row), row.delta, row.trained_on, found.images, found.detected, found.false_alarms,
+        error.value, error.low, error.high, area.value, area.low, area.high,
+    ]  # fmt: skip
+
+
+def delta_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> Table | None:
+    """Return the detection rates in the shape of dong2020's Table 2: one row per attack, one column per budget δ.
+
+    Detectors trained on another attack are left out, as are attacks without δ; None where nothing is left.
+    """
+    own = [row for row in rows if row.delta is not None and row.trained_on is None]
+    deltas = sorted({row.delta for row in own if row.delta is not None})
+    lines: dict[tuple[Cell, ...], dict[float, Rate]] = {}
+    for row in own:
+        if row.delta is not None:
+            lines.setdefault(tuple(_about(row)), {})[row.delta] = row.found.detected
+    if not lines:
+        return None
+    columns = (*_ABOUT, *(Column(f"delta_{delta:g}", f"δ = {delta:g}", "rate") for delta in deltas))
+    cells = [[*about, *(rates.get(delta) for delta in deltas)] for about, rates in lines.items()]
+    notes = [
+        "The lower, the better the attack hides. One detector per attack and budget; "
+        f"{100 * confidence:g} % Wilson intervals."
+    ]
+    return Table("table2", "Detection rate of steganalysis-based detection (dong2020, Table 2)", columns, cells, notes)
+
+
+def flagged_table(rows: Sequence[tuple[str, str, str, Rate]]) -> Table:
+    """Return the share called adversarial of images of which nobody knows: (input, features, trained on, rate)."""
+    columns = (
+        Column("input", "Images"),
+        Column("features", "Features", about=True),
+        Column("trained_on", "Detector trained on", about=True),
+        Column("flagged", "Called adversarial", "rate"),
+    )
+    return Table("flagged", "Images called adversarial", columns, rows)
+
+
+def draw_roc(rows: Sequence[DetectionRow], path: Path) -> list[Path]:
+    """Draw the ROC of every row into ``path``; its suffix says the format. Returns the file.
+
+    Raises :class:`pixelsem.errors.OutputError` where it cannot be written.
+    """
+    from pixelsem.report.figures import Series, draw_lines, new_figure, save_figure, show_percent, style
+
+    labels = _distinct_labels(rows)
+    with style():
+        figure, axes = new_figure(width=5.2, height=4.4)
+        axis: Axes = axes[0, 0]
+        curves = [
+            Series(f"{label}: {row.found.area.value:.3f}", row.found.roc.false_alarms, row.found.roc.detections)
+            for label, row in zip(labels, rows, strict=True)
+        ]
+        axis.plot([0, 1], [0, 1], color="#B0B0B0", linewidth=0.8, linestyle=":")
+        draw_lines(axis, curves, markers=False)
+        axis.set(xlabel="False alarms", ylabel="Detected", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axis.set_aspect("equal")
+        show_percent(axis, "x")
+        show_percent(axis, "y")
+        axis.legend(loc="lower right", title="Area under the curve", handlelength=3.2)
+        return save_figure(figure, path)
+
+
+def _distinct_labels(rows: Sequence[DetectionRow]) -> list[str]:
+    """Return the rows' labels, with network and features where they would be alike without."""
+    labels = [row.label for row in rows]
+    return [
+        label if labels.count(label) == 1 else f"{label}, {row.network}, {row.features}"
+        for label, row in zip(labels, rows, strict=True)
+    ]
