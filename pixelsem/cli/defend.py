@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pixelsem.cli import defend_detect
 from pixelsem.cli.console import Bar, Console
 from pixelsem.cli.options import OutputOptions, expand
 from pixelsem.cli.stages import close_output, open_output, options_of
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Defend a classifier.", no_args_is_help=True)
     group.callback()(lambda: None)
     group.command("train", help="Train a classifier; resumable, with a model card beside the weights.")(expand(train))
+    defend_detect.register(group)
     app.add_typer(group, name="defend")
 
 

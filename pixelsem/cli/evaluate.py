@@ -10,6 +10,7 @@ import typer
 
 from pixelsem.cli import (
     evaluate_accuracy,
+    evaluate_detection,
     evaluate_diff,
     evaluate_distortion,
     evaluate_masks,
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(cls=group_with_default("success"), help="Make tables from what attacks left behind.")
     group.command("success")(expand(evaluate_success))
     group.command("accuracy")(expand(evaluate_accuracy.evaluate_accuracy))
+    group.command("detection")(expand(evaluate_detection.evaluate_detection))
     group.command("diff")(expand(evaluate_diff.evaluate_diff))
     group.command("distortion")(expand(evaluate_distortion.evaluate_distortion))
     group.command("masks")(expand(evaluate_masks.evaluate_masks))
