@@ -119,14 +119,20 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
         return (self.id, self.region, self.target or "", str(self.repeat))
 
 
-class EpochRecord(Struct, frozen=True):
-    """One epoch of training; accuracies are shares of the training and test images."""
+class EpochRecord(Struct, frozen=True, omit_defaults=True):
+    """One epoch of training; accuracies are shares of the training images (as trained on) and the test images.
+
+    ``robust_accuracy`` is that of a sample of the test images under attack, ``fgsm_accuracy`` that of the same ones
+    under the single step that they are trained with; None where it was not measured.
+    """
 
     epoch: Annotated[int, Meta(ge=1)]
     loss: float
     train_accuracy: Share
     test_accuracy: Share
     seconds: Annotated[float, Meta(ge=0)]
+    robust_accuracy: Share | None = None
+    fgsm_accuracy: Share | None = None
 
     @property
     def key(self) -> tuple[str, ...]:

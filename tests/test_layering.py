@@ -28,6 +28,7 @@ LEVEL = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 #: What may be imported from the same layer, and nothing else there.
 SIDEWAYS = {
     ("report", "metrics"),
+    ("defenses", "attacks"),
     ("defenses", "metrics"),
     ("engine", "attacks"),
     ("engine", "regions"),

@@ -80,3 +80,16 @@ def load_split(root: Path, split: str, class_names: tuple[str, ...] | None) -> t
     if folder is None:
         raise PixelsemError(f"{root}: has no folder {split!r}; expected {split}/CLASS/… (ImageFolder)")
     return load_image_folder(folder, class_names)
+
+
+def list_split(root: Path, split: str) -> list[str]:
+    """Return the paths below ``root`` of the images that :func:`load_split` reads, in its order.
+
+    Raises :class:`PixelsemError` where the images are not in files of their own.
+    """
+    folder = None if (root / "cifar-10-batches-py").is_dir() else find_split(root, split)
+    if folder is None:
+        raise PixelsemError(
+            f"{root}: its images have no names that masks could have; give {split}/CLASS/… (ImageFolder)"
+        )
+    return [file.relative_to(root).as_posix() for file in list_images(folder)]

@@ -2,74 +2,106 @@
 
 from __future__ import annotations
 
-import io
+import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelsem.defenses.adversaries import FewPixels, seed_of, trainer
+from pixelsem.defenses.robustness import attacked_accuracy, best_so_far, find_collapse
 from pixelsem.defenses.settings import TrainSettings
-from pixelsem.errors import ModelError, StageError
-from pixelsem.files import write_atomically
+from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.models import Classifier
-from pixelsem.models.checkpoints import first_line
+from pixelsem.models.epochs import Epochs, average_weights
 from pixelsem.records import EpochRecord
 
 
 class _Run:
-    """Everything that changes during training and so goes into the checkpoint."""
+    """Everything that changes during training and so goes into the checkpoint.
+
+    ``kept`` is the classifier that is measured and saved, ``trained`` the one that learns: the same, unless the
+    weights are averaged. ``best`` holds, for ``fast``, the weights of the epoch with the highest robust accuracy.
+    """
 
     def __init__(self, classifier: Classifier, settings: TrainSettings, steps: int) -> None:
-        self.classifier = classifier
-        decayed = [p for p in classifier.parameters() if p.ndim > 1]
-        plain = [p for p in classifier.parameters() if p.ndim <= 1]
+        self.kept = classifier
+        self.trained = copy.deepcopy(classifier) if settings.average else classifier
+        self.settings = settings
+        decayed = [p for p in self.trained.parameters() if p.ndim > 1]
+        plain = [p for p in self.trained.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.momentum > 0)
-        warm = max(1, round(settings.warmup * steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+            self.optimizer, lambda step: rate(step, steps, settings.warmup, settings.schedule)
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
-        self.log: list[EpochRecord] = []
+        self.adversary = trainer(settings, self.scaler.scale)
+        self.best: dict[str, Tensor] | None = None
 
-    def save(self, path: Path, identity: dict[str, Any]) -> None:
-        state = {
-            "identity": identity,
-            "log": [msgspec.to_builtins(epoch) for epoch in self.log],
-            "network": self.classifier.network.state_dict(),
+    def state(self) -> dict[str, Any]:
+        """Return all of it by name."""
+        state: dict[str, Any] = {
+            "network": self.trained.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        # Through memory: torch hides the error of a full disk, which must be told as such.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with write_atomically(path) as file:
-            file.write(buffer.getbuffer())
+        if self.kept is not self.trained:
+            state["averaged"] = self.kept.network.state_dict()
+        return state if self.best is None else {**state, "best": self.best}
 
-    def load(self, path: Path, identity: dict[str, Any]) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            found = state["identity"]
-        except Exception as error:  # damaged archives raise almost anything
-            reason = first_line(error)
-            raise ModelError(f"{path}: not a training checkpoint ({reason}); remove it to start anew") from error
-        if found != identity:
-            raise StageError(f"{path}: belongs to another training run; give another folder with -o")
-        self.classifier.network.load_state_dict(state["network"])
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state` returned."""
+        self.trained.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.log = [msgspec.convert(epoch, EpochRecord) for epoch in state["log"]]
+        if self.kept is not self.trained:
+            self.kept.network.load_state_dict(state["averaged"])
+        self.best = state.get("best")
+
+    def step(self, images: Tensor, labels: Tensor, regions: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Take one optimisation step on uint8 [N, 3, H, W] images; return the logits and the mean loss."""
+        images, regions = _augmented(images, regions, self.settings)
+        x = self._attacked(images, labels, regions, seed).div_(255)
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits = self._logits(x)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        if self.kept is not self.trained:
+            average_weights(self.kept, self.trained, self.settings.average, self.schedule.last_epoch)
+        return logits.detach(), loss.detach()
+
+    def _attacked(self, images: Tensor, labels: Tensor, regions: Tensor | None, seed: int) -> Tensor:
+        """Return what is trained on, float32 in units of 0 to 255."""
+        if self.adversary is None:
+            return images.float()
+        if regions is None:
+            regions = torch.ones_like(images[:, 0], dtype=torch.bool)
+        # Few pixels are searched for in evaluation mode, gradients are those of training mode.
+        self.trained.train(not isinstance(self.adversary, FewPixels))
+        changed = self.adversary(self._logits, images, labels, regions, seed)
+        self.trained.train()
+        return changed
+
+    def _logits(self, x: Tensor) -> Tensor:
+        half = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
+        with torch.autocast(x.device.type, half, enabled=self.settings.precision != "fp32"):
+            return self.trained(x).float()
 
 
 def train(
@@ -79,38 +111,71 @@ def train(
     settings: TrainSettings,
     checkpoint: Path,
     device: torch.device,
+    regions: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[EpochRecord | float]:
     """Train ``classifier`` in place; yield every epoch's record, and in between the share done in [0, 1].
 
-    ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU. After every epoch the
-    state is written to ``checkpoint`` (atomically); where that file exists, its epochs are yielded and
-    training goes on from there. The random numbers of an epoch depend on (seed, epoch) alone, so a resumed
-    run draws the same. Raises :class:`StageError` for a checkpoint of another run.
+    ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU, ``regions`` bool [N, H, W] of both:
+    where their images may be attacked, by default everywhere. After every epoch the state is written to
+    ``checkpoint`` (atomically); where that file exists, its epochs are yielded and training goes on from there. The
+    random numbers of an epoch depend on (seed, epoch) alone, those of an attack on (seed, epoch, step), so a resumed
+    run draws the same. ``fast`` training ends early at catastrophic overfitting, with the weights of its best epoch
+    (see :func:`pixelsem.defenses.robustness.find_collapse`). Raises :class:`StageError` for a checkpoint of another
+    run.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
+    settings = settings.resolved(*train_set[0].shape[2:])
     images, labels = (part.to(device) for part in train_set)
+    where, held = (None, None) if regions is None else (regions[0].to(device), regions[1])
     per_epoch = -(-len(images) // settings.batch)
     _start(classifier, settings, device)
     run = _Run(classifier, settings, per_epoch * settings.epochs)
     identity = {**asdict(settings), "images": len(images), "model": classifier.name}
-    if checkpoint.exists():
-        run.load(checkpoint, identity)
-        yield from run.log
-    for epoch in range(len(run.log) + 1, settings.epochs + 1):
+    log: list[EpochRecord] = []
+
+    def epoch(number: int) -> Iterator[EpochRecord | float]:
         start = time.perf_counter()
-        torch.manual_seed((settings.seed << 16) + epoch - 1)
+        run.trained.train()
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        classifier.train()
         for step, chosen in enumerate(torch.randperm(len(images), device=device).split(settings.batch)):
-            logits, loss = _step(run, images[chosen], labels[chosen], settings, device)
-            loss_sum += loss.detach() * len(chosen)
+            own = None if where is None else where[chosen]
+            logits, loss = run.step(images[chosen], labels[chosen], own, seed_of(settings.seed, number, step))
+            loss_sum += loss * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()
             if step % 20 == 0:
-                yield (epoch - 1 + step / per_epoch) / settings.epochs
+                yield step / per_epoch
         accuracy = measure_accuracy(classifier, *test_set, device=device)
         shares = float(loss_sum) / len(images), float(correct) / len(images), accuracy
-        run.log.append(EpochRecord(epoch, *shares, time.perf_counter() - start))
-        run.save(checkpoint, identity)
-        yield run.log[-1]
+        robust = attacked_accuracy(classifier, *test_set, held, settings, device)
+        record = EpochRecord(number, *shares, time.perf_counter() - start, *robust)
+        if record.fgsm_accuracy is not None and best_so_far([*log, record]):
+            run.best = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
+        yield record
+
+    def collapsed(epochs: list[EpochRecord]) -> bool:
+        return find_collapse(epochs, settings.robust_sample or 0) is not None
+
+    for step in Epochs(checkpoint, identity, EpochRecord, settings.epochs, settings.seed, collapsed).run(run, epoch):
+        if isinstance(step, EpochRecord):
+            log.append(step)
+        yield step
+    if collapsed(log) and run.best is not None:
+        classifier.network.load_state_dict(run.best)
+
+
+def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Return the share of the peak learning rate at ``step``, from 0 on, of so many ``steps``.
+
+    It rises linearly for the share ``warmup`` of them, then falls to 0: linearly (``one-cycle``, Wong et al. 2020,
+    §5.1) or along half a ``cosine``.
+    """
+    warm = max(1, round(warmup * steps))
+    if schedule == "one-cycle":
+        return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
 
 
 def _start(classifier: Classifier, settings: TrainSettings, device: torch.device) -> None:
@@ -125,26 +190,16 @@ def _start(classifier: Classifier, settings: TrainSettings, device: torch.device
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _step(
-    run: _Run, images: Tensor, labels: Tensor, settings: TrainSettings, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """One optimisation step; return the logits and the mean loss."""
-    x = augment(images, settings.crop, settings.flip).float().div_(255)
-    x = x.contiguous(memory_format=torch.channels_last)
-    half = torch.float16 if settings.precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, half, enabled=settings.precision != "fp32"):
-        logits = run.classifier(x).float()
-    loss = F.cross_entropy(logits, labels)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.schedule.step()
-    return logits, loss
+def _augmented(images: Tensor, regions: Tensor | None, settings: TrainSettings) -> tuple[Tensor, Tensor | None]:
+    """Crop and flip images, and their regions with them."""
+    if regions is None:
+        return augment(images, settings.crop, settings.flip), None
+    both = augment(torch.cat([images, regions[:, None].to(torch.uint8)], 1), settings.crop, settings.flip)
+    return both[:, :3], both[:, 3].bool()
 
 
 def augment(images: Tensor, crop: int, flip: bool) -> Tensor:
-    """Crop [N, 3, H, W] images at random from their reflected padding and flip half of them, all in one gather."""
+    """Crop [N, C, H, W] images at random from their reflected padding and flip half of them, all in one gather."""
     count, _, height, width = images.shape
     device = images.device
     if crop:

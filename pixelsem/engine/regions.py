@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +63,24 @@ class RegionMaker:
     @property
     def _border(self) -> int:
         return self._options.grow - self._options.shrink
+
+
+def stack_regions(
+    maker: RegionMaker, name: str, ids: Sequence[str], images: NDArray[np.uint8], preprocessing: Preprocessing
+) -> tuple[NDArray[np.bool_], int]:
+    """Return the region ``name`` of every image, bool [N, H, W], and how many of them have a flagged mask.
+
+    ``images`` is uint8 [N, H, W, 3] at the classifier's resolution. The region of a flagged mask is empty. Raises
+    :class:`InputError` for a mask that is missing, unreadable or of another size.
+    """
+
+    def one(image_id: str, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], bool]:
+        regions, flags = maker.of(image_id, pixels.shape, pixels, preprocessing)
+        return regions[name] & (not flags), bool(flags)
+
+    with ThreadPoolExecutor() as pool:
+        made, flagged = zip(*pool.map(one, ids, images), strict=True)
+    return np.stack(made), sum(flagged)
 
 
 def fitted_mask(

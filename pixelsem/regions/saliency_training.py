@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelsem.errors import ModelError, PixelsemError, StageError
-from pixelsem.files import write_atomically
+from pixelsem.errors import PixelsemError
+from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.images import read_image, resize_image
-from pixelsem.models.checkpoints import first_line, fit_state, load_state
+from pixelsem.models.checkpoints import fit_state, load_state
+from pixelsem.models.epochs import Epochs, average_weights
 from pixelsem.models.u2net import NETWORKS, U2Net
 from pixelsem.records import SaliencyEpochRecord
 from pixelsem.regions.masks import FolderMasks
@@ -109,7 +108,6 @@ class _Run:
             self.network.parameters(), settings.lr, weight_decay=settings.weight_decay, eps=1e-8
         )
         self.steps = 0
-        self.log: list[SaliencyEpochRecord] = []
 
     def step(self, images: Tensor, masks: Tensor, rate: float) -> Tensor:
         """Take one step at the learning rate ``rate``; return the loss."""
@@ -122,49 +120,25 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         self.steps += 1
-        self._average()
+        average_weights(self.averaged, self.network, self.settings.average, self.steps)
         return loss.detach()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        # Few steps are averaged at first: the initial weights are worth nothing.
-        decay = min(self.settings.average, (1 + self.steps) / (10 + self.steps))
-        own = self.network.state_dict()
-        for name, mean in self.averaged.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(own[name], 1 - decay)
-            else:
-                mean.copy_(own[name])
-
-    def save(self, path: Path, identity: dict[str, Any]) -> None:
-        state = {
-            "identity": identity,
+    def state(self) -> dict[str, Any]:
+        """Return all of it by name."""
+        return {
             "steps": self.steps,
-            "log": [msgspec.to_builtins(epoch) for epoch in self.log],
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        # Through memory: torch hides the error of a full disk, which must be told as such.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with write_atomically(path) as file:
-            file.write(buffer.getbuffer())
 
-    def load(self, path: Path, identity: dict[str, Any]) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            found = state["identity"]
-        except Exception as error:  # damaged archives raise almost anything
-            reason = first_line(error)
-            raise ModelError(f"{path}: not a training checkpoint ({reason}); remove it to start anew") from error
-        if found != identity:
-            raise StageError(f"{path}: belongs to another training run; give another folder with -o")
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
+        self.averaged.eval()
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
-        self.log = [msgspec.convert(epoch, SaliencyEpochRecord) for epoch in state["log"]]
 
 
 def train(
@@ -185,28 +159,27 @@ def train(
     these are not reached, with the same result as if it had been planned so. Raises :class:`StageError` for a
     checkpoint of another run.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     run = _Run(network, settings, device)
-    if checkpoint.exists():
-        run.load(checkpoint, identity)
-        network.eval()
-        yield from run.log
     count = len(data.images)
     per_epoch = -(-count // settings.batch)
-    for epoch in range(len(run.log) + 1, settings.epochs + 1):
+
+    def epoch(number: int) -> Iterator[SaliencyEpochRecord | float]:
         start = time.perf_counter()
-        torch.manual_seed((settings.seed << 16) + epoch - 1)
         run.network.train()
         total = torch.zeros((), device=device)
         for step, chosen in enumerate(torch.randperm(count).split(settings.batch)):
             images, masks = (part[chosen].to(device) for part in (data.images, data.masks))
-            rate = settings.lr * cooling(epoch - 1 + step / per_epoch, settings.epochs, settings.cooldown)
+            rate = settings.lr * cooling(number - 1 + step / per_epoch, settings.epochs, settings.cooldown)
             total += run.step(*augment(images, masks, settings), rate) * len(chosen)
-            yield (epoch - 1 + (step + 1) / per_epoch) / settings.epochs
+            yield (step + 1) / per_epoch
         network.eval()
         iou, error = measure(network, data.held, settings.size, device, settings.batch)
-        run.log.append(SaliencyEpochRecord(epoch, float(total) / count, iou, error, time.perf_counter() - start))
-        run.save(checkpoint, identity)
-        yield run.log[-1]
+        yield SaliencyEpochRecord(number, float(total) / count, iou, error, time.perf_counter() - start)
+
+    frame = Epochs(checkpoint, identity, SaliencyEpochRecord, settings.epochs, settings.seed)
+    yield from frame.run(run, epoch)
 
 
 def cooling(done: float, epochs: int, cooldown: int) -> float:
