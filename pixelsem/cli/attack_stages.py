@@ -115,7 +115,7 @@ class AttackStages:
     @property
     def identities(self) -> list[str]:
         """What the stages hold, in an order of its own."""
-        return sorted({stage.info.identity for stage, _ in self.stages})
+        return sorted({stage.info.contents for stage, _ in self.stages})
 
     def groups(self) -> list[Group]:
         """Return every setup × region × goal of which there is a search, in the order of the tables."""
@@ -162,6 +162,11 @@ class Pair:
     search: Search
     clean: NDArray[np.uint8]
     attempt: NDArray[np.uint8] | None
+
+    @property
+    def written(self) -> bool:
+        """Is the attempt a file of the stage, which only a success is?"""
+        return self.search.record.adversarial is not None
 
 
 def read_pairs(searches: Sequence[Search], failures: dict[str, str], at_a_time: int = 256) -> Iterator[list[Pair]]:

@@ -16,6 +16,7 @@ from pixelsem.cli import (
     evaluate_masks,
     evaluate_panels,
     evaluate_texture,
+    evaluate_transfer,
     evaluate_vulnerability,
 )
 from pixelsem.cli.console import Console
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
     group.command("masks")(expand(evaluate_masks.evaluate_masks))
     group.command("texture")(expand(evaluate_texture.evaluate_texture))
     group.command("panels")(expand(evaluate_panels.evaluate_panels))
+    group.command("transfer")(expand(evaluate_transfer.evaluate_transfer))
     group.command("vulnerability")(expand(evaluate_vulnerability.evaluate_vulnerability))
     app.add_typer(group, name="evaluate")
 

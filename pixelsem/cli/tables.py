@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pixelsem.report.tables import Table
 
 #: Tables that hold in a long form what another one shows, and so are written but not printed.
-_NOT_SHOWN = ("success", "norms")
+_NOT_SHOWN = ("success", "norms", "transfer")
 
 
 @dataclass(frozen=True)

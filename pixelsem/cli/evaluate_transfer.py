@@ -1,0 +1,191 @@
+"""``pixelsem evaluate transfer``: does what fools one model fool others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pixelsem.cli.console import Console
+from pixelsem.cli.figures import FigureOptions, write_figures
+from pixelsem.cli.stages import exit_with
+from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.errors import PixelsemError
+from pixelsem.models.options import load, model_of, parse_models
+from pixelsem.settings import Settings, option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pixelsem.cli.attack_stages import AttackStages, Group
+    from pixelsem.metrics.predictions import Predictor
+    from pixelsem.metrics.transfer import Look
+    from pixelsem.models import Classifier
+    from pixelsem.models.settings import ModelOptions
+    from pixelsem.report.transfer import TransferRow
+
+Stages = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Attack stages; several make one matrix (default: stdin, or the newest attack stage)."),
+]
+
+
+@dataclass(frozen=True)
+class TransferOptions(Settings):
+    """Which models are tested, and how."""
+
+    models: tuple[str, ...] | None = option(
+        None, "Target models: as --model takes them, NAME=WEIGHTS to load a file into one, or a FILE.yaml of names "
+        "with model options each (default: the models of the stages).", metavar="A,B=FILE,…",
+    )  # fmt: skip
+    over: Literal["written", "attacked"] = option(
+        "written", "What the matrix and the heat maps are over: written, the images that fooled the substitute; "
+        "attacked, all searches, of which those without an image count as failures (in the white box this is the ASR).",
+    )  # fmt: skip
+    common: bool = option(
+        False, "Count only images that were attacked in every row, so that every substitute is right on them "
+        "(qian2021, §IV-A).", flag="--common",
+    )  # fmt: skip
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    batch_size: int | None = option(None, "Images per forward pass (default: by their size).", low=1)
+
+
+def evaluate_transfer(
+    *, stages: Stages = None, what: TransferOptions, drawing: FigureOptions, options: TableOptions
+) -> None:
+    """Substitute × target matrices of success and accuracy (dong2020, Table 1; qian2021, Figs. 7 and 8).
+
+    Scores every written image of the stages with each target model. Only images that the target model gets right
+    clean count. Images of another size than a target model's input are resized to it.
+    """
+    from pixelsem.cli.attack_stages import open_attacks
+    from pixelsem.report.transfer import draw_transfer, matrix_table, transfer_table
+    from pixelsem.stage import digest
+
+    console = Console(quiet=options.quiet, as_json=options.json)
+    attacks = open_attacks(stages, options.run, console.note)
+    models = _targets(attacks, what.models)
+    work = _Work(*_groups(attacks, what.common), what, options.confidence)
+    with console.progress("transfer", len(models) * len(work.groups)) as bar:
+        for name, given in models.items():
+            work.test(name, given, bar.update)
+    if not work.rows:
+        exit_with(console, work.failures)
+    rows = work.ordered()
+    key = digest({"stages": attacks.identities, "models": work.digests, "common": what.common, "over": what.over})
+    folder = options.output or options.run / f"evaluate-transfer-{key[:6]}"
+    figures = {
+        "transfer-success": partial(draw_transfer, rows, what.over, accuracy=False),
+        "transfer-accuracy": partial(draw_transfer, rows, what.over, accuracy=True),
+    }
+    files = write_figures(console, folder, figures, drawing.formats)
+    tables = [matrix_table(rows, what.over), transfer_table(rows, options.confidence)]
+    summary = {"inputs": attacks.names, "models": work.digests, "figures": files, "failures": work.failures}
+    show_tables(console, folder, tables, work.notes, summary)
+    exit_with(console, work.failures)
+
+
+def _targets(attacks: AttackStages, given: Sequence[str] | None) -> dict[str, ModelOptions]:
+    """Return the target models by name: those that are given, else those of the stages, each once."""
+    if given is not None:
+        return parse_models(given)
+    found: dict[str, ModelOptions] = {}
+    seen: set[str] = set()
+    for setup in attacks.setups:
+        stage = attacks.of_setup(setup)
+        if setup.model.get("digest") not in seen:
+            seen.add(str(setup.model.get("digest")))
+            name = setup.network if setup.network not in found else f"{setup.network} ({stage.path.name})"
+            found[name] = model_of(stage)
+    return found
+
+
+def _groups(attacks: AttackStages, common: bool) -> tuple[list[Group], list[str]]:
+    """Return what was attacked, and notes; with ``common`` only images that are in every group."""
+    from pixelsem.cli.attack_stages import common_images
+
+    groups, notes = [group for group in attacks.groups() if group.attacked], list(attacks.notes)
+    if common and groups:
+        images = common_images(groups)
+        notes.append(f"{len(images)} images were attacked in every row")
+        groups = [kept for group in groups if (kept := group.kept(images)).attacked]
+    if not groups:
+        raise PixelsemError(f"{', '.join(attacks.names)}: no image was attacked; there is nothing to transfer")
+    return groups, notes
+
+
+class _Work:
+    """Tests target models one after the other, so that one at a time is in memory."""
+
+    def __init__(self, groups: list[Group], notes: list[str], what: TransferOptions, confidence: float) -> None:
+        self.groups, self.notes = groups, notes
+        self.what, self.confidence = what, confidence
+        self.rows: list[TransferRow] = []
+        self.digests: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+
+    def test(self, name: str, given: ModelOptions, update: Callable[[float], None]) -> None:
+        """Add the rows of one target model; one with other classes than the attacks' becomes a failure."""
+        from pixelsem.metrics.predictions import Predictor
+
+        classifier = load(given)
+        self.digests[name] = classifier.digest
+        self._note_sizes(name, classifier)
+        predictor = Predictor(classifier, device=self.what.device, batch_size=self.what.batch_size)
+        try:
+            for group in self.groups:
+                self.rows.append(self._row(name, group, predictor))
+                update(len(self.rows))
+        except PixelsemError as error:
+            self.failures[name] = f"{name}: {error}; left out"
+
+    def _row(self, name: str, group: Group, predictor: Predictor) -> TransferRow:
+        from pixelsem.cli.evaluate_distortion import describe
+        from pixelsem.metrics.transfer import transfer
+        from pixelsem.report.transfer import TransferRow
+
+        looks = list(_look(group, predictor, self.failures))
+        white = group.setup.model.get("digest") == self.digests[name]
+        return TransferRow(describe(group), name, white, transfer(looks, self.confidence))
+
+    def _note_sizes(self, name: str, classifier: Classifier) -> None:
+        height, width = classifier.preprocessing.size
+        records = (group.attacked[0].record for group in self.groups)
+        sizes = {f"{record.width}×{record.height}" for record in records} - {f"{width}×{height}"}
+        if sizes:
+            self.notes.append(f"{name}: images of {', '.join(sorted(sizes))} were resized to {width}×{height}")
+
+    def ordered(self) -> list[TransferRow]:
+        """Return the rows of one attack after each other, its target models in the order given."""
+        order = {tuple(row.names): number for number, row in reversed(list(enumerate(self.rows)))}
+        return sorted(self.rows, key=lambda row: order[tuple(row.names)])
+
+
+def _look(group: Group, predictor: Predictor, failures: dict[str, str]) -> Iterator[Look]:
+    """Yield what a target model makes of a group's clean and written images.
+
+    Raises :class:`PixelsemError` where it does not know the classes.
+    """
+    from pixelsem.cli.attack_stages import read_pairs
+    from pixelsem.metrics.success import image_of
+    from pixelsem.metrics.transfer import Look
+    from pixelsem.models.labels import Labels
+
+    classes = Labels("given", predictor.classifier.class_names)
+    for pairs in read_pairs(group.attacked, failures):
+        written = [pair.attempt for pair in pairs if pair.written and pair.attempt is not None]
+        clean = predictor.predict([pair.clean for pair in pairs])
+        attacked = iter(predictor.predict(written).tolist())
+        for pair, before in zip(pairs, clean.tolist(), strict=True):
+            record = pair.search.record
+            label = classes.index(record.label, str(pair.search.stage.path))
+            target = None if record.target is None else classes.index(record.target, str(pair.search.stage.path))
+            hit = correct = None
+            if pair.written:
+                after = next(attacked)
+                correct = after == label
+                hit = not correct if target is None else after == target
+            yield Look(image_of(record), before == label, hit, correct)

@@ -1,0 +1,74 @@
+"""Does what fools one model fool another: success and accuracy of target models on attacked images.
+
+The model that an attack was made on is the substitute, the one that is tested the target (qian2021, §IV-E).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pixelsem.metrics.intervals import Rate, clustered_rate, rate
+from pixelsem.metrics.success import Image
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a target model made of one search's images.
+
+    :ivar image: which image it is of; several targets of one image are no independent trials.
+    :ivar right: is the target model right on the clean image?
+    :ivar hit: is the attacked image a success against the target model (another class than the label, or the
+        attack's target)? None where no attacked image was written.
+    :ivar correct: is the target model right on the attacked image? None where none was written.
+    """
+
+    image: Image
+    right: bool
+    hit: bool | None
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One substitute, attack, region and goal against one target model. None where nothing counts.
+
+    :ivar natural: clean images on which the target model is right, of all that were attacked.
+    :ivar success: hits, of the attacked images that were written and on whose clean version the target is right.
+    :ivar accuracy: of the same images, those on which the target model is still right.
+    :ivar of_attacked: hits, of all searches on whose clean image the target is right; a search that found nothing
+        against its own model left no image, and counts as a failure: a lower bound.
+    :ivar accuracy_of_attacked: the target model's accuracy by the same count: an upper bound.
+    """
+
+    natural: Rate | None
+    success: Rate | None
+    accuracy: Rate | None
+    of_attacked: Rate | None
+    accuracy_of_attacked: Rate | None
+
+
+def transfer(looks: Sequence[Look], confidence: float = 0.95) -> Transfer:
+    """Count ``looks`` of the searches that ran; intervals at level ``confidence``, by images."""
+    right = [look for look in looks if look.right]
+    written = [look for look in right if look.hit is not None]
+    distinct = {look.image: look.right for look in looks}
+    return Transfer(
+        natural=_rate(list(distinct), list(distinct.values()), confidence),
+        success=_rate([look.image for look in written], [bool(look.hit) for look in written], confidence),
+        accuracy=_rate([look.image for look in written], [bool(look.correct) for look in written], confidence),
+        of_attacked=_rate([look.image for look in right], [bool(look.hit) for look in right], confidence),
+        accuracy_of_attacked=_rate(
+            [look.image for look in right], [look.correct is not False for look in right], confidence
+        ),
+    )
+
+
+def _rate(images: Sequence[Image], hits: Sequence[bool], confidence: float) -> Rate | None:
+    by_image: dict[Image, tuple[int, int]] = {}
+    for image, hit in zip(images, hits, strict=True):
+        found, trials = by_image.get(image, (0, 0))
+        by_image[image] = (found + hit, trials + 1)
+    if len(by_image) == len(hits):
+        return rate(sum(hits), len(hits), confidence)
+    return clustered_rate(list(by_image.values()), confidence)

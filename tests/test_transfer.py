@@ -1,0 +1,237 @@
+"""Transfer between networks whose answer can be seen: the brightest channel, or the darkest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from attack_stages import CLASSES, info, record, write_stage
+from typer.testing import CliRunner, Result
+
+from pixelsem.cli import evaluate
+from pixelsem.cli.groups import RootGroup
+from pixelsem.errors import PixelsemError
+from pixelsem.images import write_image
+from pixelsem.metrics.predictions import Predictor
+from pixelsem.metrics.transfer import Look, transfer
+from pixelsem.models import Classifier, load_classifier
+from pixelsem.models.classifier import Preprocessing
+from pixelsem.models.options import parse_models
+
+SIZE = 8
+
+#: Brightest: the class is the channel with the highest mean. Red is a cat, green a dog, blue a ship.
+CODE = """
+import torch
+class Means(torch.nn.Module):
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = torch.nn.Parameter(torch.tensor(float(sign)))
+    def forward(self, x):
+        return 10 * self.sign * x.mean((2, 3))
+def brightest():
+    return Means(1)
+def darkest():
+    return Means(-1)
+"""
+
+
+def image(red: int, green: int, blue: int, size: int = SIZE) -> np.ndarray:
+    return np.broadcast_to(np.array([red, green, blue], np.uint8), (size, size, 3)).copy()
+
+
+#: Clean and attacked image of each search; None where it found nothing.
+PAIRS: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+    "cat/1.png": (image(200, 100, 50), image(90, 100, 50)),  # brightest: cat, then dog; darkest: ship, ship
+    "cat/2.png": (image(200, 100, 250), None),  # brightest: ship, so wrong; darkest: dog
+    "cat/3.png": (image(40, 30, 20), image(20, 30, 40)),  # brightest: cat, then ship; darkest: ship, then cat
+    "cat/4.png": (image(99, 30, 20), None),  # brightest: cat
+    "cat/5.png": (image(10, 30, 20), image(35, 30, 20)),  # brightest: dog, then cat; darkest: cat, then ship
+}
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    (tmp_path / "nets.py").write_text(CODE)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    options = {"input-size": SIZE, "classes": "classes.txt"}
+    file = tmp_path / "models.yaml"
+    nets = {name: {"model": f"nets.py:{name}", **options} for name in ("brightest", "darkest")}
+    file.write_text(json.dumps(nets))
+    return file
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
+    evaluate.register(app)
+    app.command("other")(lambda: None)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, ["evaluate", "transfer", *map(str, arguments)], input="")
+
+    return run
+
+
+def make_stage(path: Path, pairs=PAIRS, size: int = SIZE, **options) -> Path:
+    records = [
+        record(name, to=None if attacked is None else "dog", height=size, width=size, pixels=[])
+        for name, (_, attacked) in pairs.items()
+    ]
+    write_stage(path, info(**options), *records)
+    for one in records:
+        clean, attacked = pairs[one.id]
+        write_image(path / one.clean, clean)
+        if attacked is not None:
+            write_image(path / one.adversarial, attacked)
+    return path
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "transfer.csv").open(newline="", encoding="utf-8") as file:
+        return {row["target"]: row for row in csv.DictReader(file)}
+
+
+def counts(row: dict[str, str], name: str) -> tuple[str, str]:
+    return row[f"{name}_count"], row[f"{name}_n"]
+
+
+class TestCounting:
+    def test_by_hand(self):
+        looks = [
+            Look(("a", "cat"), True, True, False),
+            Look(("b", "cat"), True, False, True),
+            Look(("c", "cat"), True, None, None),
+            Look(("d", "cat"), False, True, False),
+        ]
+        found = transfer(looks)
+        rates = (found.natural, found.success, found.accuracy, found.of_attacked, found.accuracy_of_attacked)
+        assert [(rate.successes, rate.n) for rate in rates] == [(3, 4), (1, 2), (1, 2), (1, 3), (2, 3)]
+
+    def test_targets_of_one_image_are_no_independent_trials(self):
+        looks = [Look((name, "cat"), True, name == "a", False) for name in "abcd" for _ in range(5)]
+        rate = transfer(looks).success
+        assert (rate.successes, rate.n) == (5, 20)
+        assert rate.effective_n < 10
+        assert transfer(looks).natural.n == 4
+
+    def test_nothing_written_has_no_rate(self):
+        found = transfer([Look(("a", "cat"), True, None, None)])
+        assert found.success is None
+        assert found.accuracy is None
+        assert (found.of_attacked.successes, found.of_attacked.n) == (0, 1)
+
+
+class TestCommand:
+    def test_counts_images_that_the_target_gets_right(self, call, tmp_path, models):
+        stage = make_stage(tmp_path / "a")
+        result = call(stage, "--models", models, "-o", tmp_path / "out", "--format", "svg")
+        assert result.exit_code == 0, result.stderr
+        rows = rows_of(tmp_path / "out")
+        assert counts(rows["brightest"], "natural") == ("3", "5")
+        assert counts(rows["brightest"], "success") == ("2", "2")
+        assert counts(rows["brightest"], "of_attacked") == ("2", "3")
+        assert counts(rows["darkest"], "natural") == ("1", "5")
+        assert counts(rows["darkest"], "success") == ("1", "1")
+        assert {row["box"] for row in rows.values()} == {"black"}
+        svg = (tmp_path / "out" / "transfer-accuracy.svg").read_text()
+        assert svg.startswith("<?xml")
+        assert (tmp_path / "out" / "transfer-success.svg").is_file()
+
+    def test_the_matrix_is_over_what_is_asked(self, call, tmp_path, models):
+        stage = make_stage(tmp_path / "a")
+        for over, shown in (("written", "100.00"), ("attacked", "66.67")):
+            done = call(stage, "--models", models, "--over", over, "--json", "--format", "none")
+            (row,) = json.loads(done.stdout)["tables"]["matrix"]["rows"]
+            assert (row["target_1"], row["target_2"]) == (shown, "100.00")
+
+    def test_without_models_the_substitutes_are_the_targets(self, call, tmp_path, models):
+        own = {"model": "nets.py:brightest", "classes": "../classes.txt", "input_size": SIZE, "arch": None}
+        stage = make_stage(tmp_path / "a", **own)
+        from pixelsem.stage import Stage
+
+        digest = load_classifier(tmp_path / "nets.py:brightest", class_names=CLASSES, input_size=SIZE).digest
+        Stage.open(stage).save(model={"name": "brightest", "digest": digest})
+        result = call(stage, "-o", tmp_path / "out", "--format", "none")
+        assert result.exit_code == 0, result.stderr
+        (row,) = rows_of(tmp_path / "out").values()
+        assert row["box"] == "white"
+
+    def test_a_model_of_other_classes_is_left_out(self, call, tmp_path, models):
+        stage = make_stage(tmp_path / "a")
+        (tmp_path / "other.txt").write_text("a\nb\nc\n")
+        values = json.loads(models.read_text())
+        values["darkest"]["classes"] = "other.txt"
+        models.write_text(json.dumps(values))
+        result = call(stage, "--models", models, "-o", tmp_path / "out", "--format", "none")
+        assert result.exit_code == 1
+        assert "darkest: " in result.stderr
+        assert "'cat' is none of the model's 3 classes" in result.stderr
+        assert list(rows_of(tmp_path / "out")) == ["brightest"]
+
+    def test_images_of_another_size_are_resized(self, call, tmp_path, models):
+        pairs = {"cat/1.png": (image(200, 1, 1, 12), image(1, 200, 1, 12))}
+        stage = make_stage(tmp_path / "a", pairs, 12)
+        result = call(stage, "--models", models, "-o", tmp_path / "out", "--format", "none")
+        assert "brightest: images of 12×12 were resized to 8×8" in result.stderr
+        assert counts(rows_of(tmp_path / "out")["brightest"], "success") == ("1", "1")
+
+    @pytest.mark.parametrize(("text", "said"), [("jpeg", "'jpeg' is none of"), ("png,none", "'none' is none of")])
+    def test_an_unknown_format_is_one_line(self, call, tmp_path, text, said):
+        result = call(make_stage(tmp_path / "a"), "--format", text)
+        assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+class TestModels:
+    def test_items_are_names_and_weights(self, tmp_path):
+        found = parse_models(["allconv", "nin=w.safetensors"])
+        assert list(found) == ["allconv", "nin=w.safetensors"]
+        assert (found["nin=w.safetensors"].model, found["nin=w.safetensors"].weights) == ("nin", Path("w.safetensors"))
+
+    def test_paths_in_a_file_are_relative_to_it(self, models):
+        found = parse_models([str(models)])
+        assert found["darkest"].model == str(models.parent / "nets.py:darkest")
+        assert found["darkest"].classes == models.parent / "classes.txt"
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("- a\n- b\n", "expected a mapping"),
+            ("a: allconv\n", "expected a mapping"),
+            ("a: {modle: allconv}\n", "a: unknown setting 'modle'"),
+            ("a: {scale: much}\n", "a: --scale: float expected"),
+        ],
+    )
+    def test_a_wrong_file_is_one_line(self, tmp_path, text, said):
+        file = tmp_path / "m.yaml"
+        file.write_text(text)
+        with pytest.raises(PixelsemError, match=said) as error:
+            parse_models([str(file)])
+        assert str(error.value).startswith(str(file))
+
+    @pytest.mark.parametrize("texts", [["allconv", "allconv"], ["=w.pt"], [""]])
+    def test_wrong_lists_are_refused(self, texts):
+        with pytest.raises(PixelsemError, match="--models"):
+            parse_models(texts)
+
+
+def test_near_ties_are_decided_as_if_alone():
+    class Counting(torch.nn.Module):
+        """Two logits that differ by 1e-4, the second ahead only in batches of more than one."""
+
+        def forward(self, x):
+            ahead = torch.full((len(x),), 1e-4 if len(x) > 1 else -1e-4)
+            return torch.stack([torch.zeros(len(x)), ahead], 1)
+
+    classifier = Classifier(
+        Counting(), name="c", class_names=("a", "b"), preprocessing=Preprocessing((SIZE, SIZE), SIZE), digest="d"
+    )
+    found = Predictor(classifier, device="cpu").predict([image(n, 0, 0) for n in range(5)])
+    assert found.tolist() == [0] * 5
