@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -152,6 +153,20 @@ def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> 
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
 
 
+def pixel_digest(pixels: NDArray[np.integer] | NDArray[np.bool_]) -> str:
+    """Return 32 digits that tell pixels apart, whatever the file's compression: of their shape and sha256.
+
+    ``pixels`` are as :func:`write_image` takes them, or as :func:`read_image` and :func:`read_mask` return what it
+    wrote: both give the same digits.
+    """
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    plain = np.ascontiguousarray(pixels, dtype="<i4" if pixels.ndim == 2 else np.uint8)
+    content = hashlib.sha256(repr(plain.shape).encode())
+    content.update(plain.tobytes())
+    return content.hexdigest()[:32]
+
+
 def write_layer(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write a picture with opacity as PNG, atomically: uint8 [H, W, 4] (RGB and alpha). See :func:`read_layer`.
 
@@ -271,3 +286,17 @@ def resize_mask(mask: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.
     height, width = size
     wide = Image.fromarray(np.ascontiguousarray(mask, dtype=np.int32))
     return np.array(wide.resize((width, height), Image.Resampling.NEAREST)).astype(mask.dtype)
+
+
+def jpeg_round_trip(
+    pixels: NDArray[np.uint8], quality: int, subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:2:0"
+) -> NDArray[np.uint8]:
+    """Compress uint8 [H, W, 3] (RGB) as JPEG and decode it: uint8 [H, W, 3].
+
+    ``quality`` from 1 to 100 scales libjpeg's tables.
+    """
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="JPEG", quality=quality, subsampling=subsampling)
+    file.seek(0)
+    with Image.open(file, formats=("JPEG",)) as image:
+        return np.array(image)

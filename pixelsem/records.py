@@ -53,6 +53,8 @@ class Review(Struct, frozen=True):
 class SegmentRecord(Struct, frozen=True, omit_defaults=True):
     """One segmented image. ``coverage`` is the foreground's share; ``flags`` name what is degenerate.
 
+    ``digests`` are of the pixels of the record's files (:func:`pixelsem.images.pixel_digest`), by field.
+
     Where a person's ``scribbles`` changed the mask, ``original`` is the one it was before. ``threshold`` is
     the share of 65535 from which a pixel of a ``soft`` mask is foreground.
     """
@@ -67,6 +69,7 @@ class SegmentRecord(Struct, frozen=True, omit_defaults=True):
     scribbles: str | None = None
     original: str | None = None
     threshold: Share = 0.5
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -83,7 +86,8 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
 
     An attack that tries every pixel also says how many are enough alone (``vulnerable_pixels``), how many
     reach which class (``reachable``, without the label and those that no pixel reaches), and where its ``map`` is
-    (16 bits, 65535 is a confidence of 1) and its ``overlay``, for people.
+    (16 bits, 65535 is a confidence of 1) and its ``overlay``, for people. ``digests`` are of the pixels of the
+    record's files (:func:`pixelsem.images.pixel_digest`), by field.
     """
 
     id: Text
@@ -112,6 +116,7 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     reachable: dict[Text, Count] | None = None
     map: str | None = None
     overlay: str | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -205,6 +210,17 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "train-patch": PatchRecord,
     "train-detector": DetectionRecord,
     "detect": DetectionRecord,
+}
+
+#: The fields that hold paths of files in the stage itself.
+FILE_FIELDS: dict[str, tuple[str, ...]] = {
+    "segment": ("mask", "scribbles", "original"),
+    "attack": ("clean", "mask", "adversarial", "history", "map", "overlay"),
+    "train": (),
+    "train-segment": (),
+    "train-patch": (),
+    "train-detector": (),
+    "detect": (),
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.

@@ -22,6 +22,7 @@ import msgspec
 
 from pixelsem.errors import OutputError, PixelsemError, StageError
 from pixelsem.files import one_line, path_problem, reason, write_atomically, write_text
+from pixelsem.locks import LOCK_FILE, StageLock
 from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, EpochRecord, Record, SegmentRecord
 
 try:
@@ -44,7 +45,8 @@ class StageInfo:
 
     ``kind`` is ``segment``, ``attack`` or ``train``; ``command`` what was called (``attack de``); ``options``
     every resolved option, in the form ``--config`` takes; ``identity`` the digest of what can change the
-    results; ``inputs`` the input folders and stages by role, relative to the stage.
+    results; ``inputs`` the input folders and stages by role, relative to the stage; ``planned`` how many records
+    the finished stage holds at most, where that is known.
     """
 
     kind: str
@@ -57,14 +59,31 @@ class StageInfo:
     versions: dict[str, str] | None = None
     counts: dict[str, int] | None = None
     wall_time: float | None = None
+    planned: int | None = None
+
+    @property
+    def shard(self) -> str | None:
+        """The part of the run that the stage holds (``3/16``), None where it holds the whole."""
+        shard = self.options.get("shard")
+        return None if shard is None else str(shard)
+
+    @property
+    def contents(self) -> str:
+        """A digest that tells stages apart: the identity; of one that holds only a shard, another one."""
+        return self.identity if self.shard is None else digest({"identity": self.identity, "shard": self.shard})
 
 
 class Stage:
-    """An existing stage folder: iterate over it for its records. Make one with :meth:`open` or :meth:`create`."""
+    """An existing stage folder: iterate over it for its records. Make one with :meth:`open` or :meth:`create`.
+
+    :ivar lock: the right to write to it; commands hold it, so that two of them never write to one stage. Records
+        are not added or changed once it is lost. None: not looked at.
+    """
 
     def __init__(self, path: Path, info: StageInfo) -> None:
         self.path = path
         self.info = info
+        self.lock: StageLock | None = None
         self._decoder = msgspec.json.Decoder(RECORD_TYPES[info.kind])
 
     @classmethod
@@ -102,7 +121,7 @@ class Stage:
                     stage._check_same_run()
                     return stage
                 _empty(path)
-            elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            elif not is_free(path):
                 raise StageError(f"{path}: exists and is not a stage; choose another folder with -o")
             path.mkdir(parents=True, exist_ok=True)
             stage.manifest.touch()  # first: it tells a stage from a folder that somebody put a stage.yaml in
@@ -117,6 +136,12 @@ class Stage:
             raise StageError(
                 f"{self.path}: holds another run ({there.command}, {there.identity[:6]}); "
                 f"choose another folder with -o, or --overwrite to start anew"
+            )
+        if there.shard != self.info.shard:
+            held, asked = (f"shard {s}" if s else "the whole run" for s in (there.shard, self.info.shard))
+            raise StageError(
+                f"{self.path}: holds {held}, not {asked}; choose another folder with -o (`pixelsem stage merge` "
+                f"joins shards)"
             )
 
     def save(self, **changes: Any) -> None:
@@ -143,14 +168,23 @@ class Stage:
         Raises :class:`StageError` naming file and line for anything else that does not fit.
         """
         seen: set[tuple[str, ...]] = set()
-        for number, line in enumerate(self._lines(), 1):
-            try:
-                record = self._decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
-                raise StageError(f"{self.manifest}, line {number}: {one_line(error)}") from error
+        for record in self.scan():
+            if isinstance(record, StageError):
+                raise record
             if record.key not in seen:
                 seen.add(record.key)
                 yield record
+
+    def scan(self) -> Iterator[Record | StageError]:
+        """Yield for every line of the manifest its record, or what is wrong with it; all records of one key.
+
+        Raises :class:`StageError` where the manifest cannot be read at all.
+        """
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                yield self._decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
+                yield StageError(f"{self.manifest}, line {number}: {one_line(error)}")
 
     def keys(self) -> set[tuple[str, ...]]:
         """Return the keys of all records: what a resumed run skips. Raises as :meth:`records` does."""
@@ -195,9 +229,11 @@ class Stage:
         """Add records whose files are in place: all of them, on the disk when this returns, or none.
 
         Safe beside other processes that append to the same manifest. Raises :class:`OutputError` where it
-        cannot be written, :class:`StageError` for a record that could not be read again.
+        cannot be written, :class:`StageError` for a record that could not be read again, or where the stage's
+        :attr:`lock` was lost.
         """
         lines = b"".join(self._encode(record) for record in records)
+        self._check_lock()
         try:
             with _open_alone(self.manifest) as handle:
                 _append_whole(handle, lines)
@@ -213,6 +249,7 @@ class Stage:
         cannot be written.
         """
         expected = {old.key: (old, new) for old, new in changes}
+        self._check_lock()
         try:
             # Where nothing can be locked, an open file may not be replaced either (Windows).
             with _open_alone(self.manifest) if fcntl is not None else nullcontext():
@@ -223,6 +260,10 @@ class Stage:
                     file.writelines(lines)
         except OSError as error:
             raise OutputError(f"{self.manifest}: cannot be written: {reason(error)}; what is done stays") from error
+
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
 
     def _successor(self, line: bytes, expected: dict[tuple[str, ...], tuple[Record, Record]]) -> bytes:
         """Return the line that takes the place of ``line``, and take its change out of ``expected``."""
@@ -266,9 +307,27 @@ class Stage:
         return resolved
 
 
+def count_lines(manifest: Path) -> int:
+    """Return how many whole lines a manifest holds, unread; 0 where there is none. Raises :class:`StageError`."""
+    try:
+        with manifest.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise StageError(f"{manifest}: cannot be read: {reason(error)}") from error
+
+
+def is_free(path: Path) -> bool:
+    """Can a new stage be made at ``path``: is nothing there, or an empty folder? Raises :class:`OSError`."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(entry.name == LOCK_FILE for entry in path.iterdir())
+
+
 def _empty(path: Path) -> None:
-    """Remove what a stage folder holds; the folder stays."""
-    entries = list(path.iterdir())
+    """Remove what a stage folder holds; the folder stays, and the lock of the process that does it."""
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK_FILE]
     if len(entries) > 1 and not (path / MANIFEST_FILE).exists():
         raise StageError(f"{path}: holds other things beside {STAGE_FILE}; not a stage, so not overwritten")
     # The marks of a stage go last, so that an interrupted removal can be taken up again.

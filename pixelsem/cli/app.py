@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pixelsem.cli import attack, defend, evaluate, models, segment
+from pixelsem.cli import attack, defend, evaluate, models, segment, stage
 from pixelsem.cli.groups import RootGroup, run
 from pixelsem.version import __version__
 
@@ -37,7 +37,7 @@ def root(
     """Take the options of the program itself."""
 
 
-for module in (segment, attack, evaluate, defend, models):
+for module in (segment, attack, evaluate, defend, stage, models):
     module.register(app)
 
 

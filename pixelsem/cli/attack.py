@@ -18,12 +18,13 @@ from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOp
 from pixelsem.cli import attack_patch, attack_split
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import newest_stage, resolve_inputs
-from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, as_text, expand
+from pixelsem.cli.options import OutputOptions, SelectionOptions, ShardOptions, add_defaults, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
+from pixelsem.engine.shards import take
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError
 from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
-from pixelsem.stage import Stage
+from pixelsem.stage import Stage, png_names
 
 if TYPE_CHECKING:
     from pixelsem.engine.attacking import AttackRun, Guide, Picture, Tally
@@ -71,9 +72,10 @@ def _command(info: AttackInfo) -> Callable[..., None]:
         model: ModelOptions,
         evaluator: DeviceOptions,
         selection: SelectionOptions,
+        sharding: ShardOptions,
         output: OutputOptions,
     ) -> None:
-        command = _AttackCommand(context, info, settings, region, goal, model, evaluator, selection, output)
+        command = _AttackCommand(context, info, settings, region, goal, model, evaluator, selection, sharding, output)
         command.run(images, preset)
 
     text = f"Settings of a paper: {', '.join(info.presets)}. Options given beside it win."
@@ -126,6 +128,7 @@ class _AttackCommand:
     model: ModelOptions
     evaluator: DeviceOptions
     selection: SelectionOptions
+    sharding: ShardOptions
     output: OutputOptions
 
     def run(self, images: list[Path] | None, preset: str | None) -> None:
@@ -144,7 +147,7 @@ class _AttackCommand:
         console.note(self._forecast(run))
         with console.progress(f"attack {self.info.name}", run.total()) as bar:
             tally = run.run(lambda tally: bar.update(_done(tally), _detail(tally, started)))
-        counts = self._counts(stage, tally, len(items))
+        counts = self._counts(stage, tally, len(run.items))
         close_output(stage, counts, started)
         self._summary(console, tally, stage, time.monotonic() - started)
         if "maps" in counts:
@@ -205,7 +208,10 @@ class _AttackCommand:
             guide=guide,
             picture=self._picture(),
         )
-        return AttackRun(plan, evaluator, stage, items), stage
+        names = png_names(item.id for item in items)  # of all, so that parts never give two images one name
+        run = AttackRun(plan, evaluator, stage, take(items, self.sharding.part), names)
+        stage.save(planned=run.total())
+        return run, stage
 
     def _guide(self, classifier: Classifier) -> Guide | None:
         if not self.info.guide:
@@ -294,6 +300,7 @@ class _AttackCommand:
             modules=("numpy", "torch", "torchvision"),
             model={"name": model.name, "digest": model.digest},
             seed=self.selection.seed,
+            shard=self.sharding.part,
         )
 
     def _forecast(self, run: AttackRun) -> str:

@@ -12,13 +12,14 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import newest_stage, resolve_inputs
-from pixelsem.cli.options import OutputOptions
+from pixelsem.cli.options import OutputOptions, ShardOptions
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
+from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
 from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
 from pixelsem.settings import Settings, option
-from pixelsem.stage import Stage
+from pixelsem.stage import STAGE_FILE, Stage
 
 if TYPE_CHECKING:
     from pixelsem.engine.splitting import SplitTally
@@ -78,6 +79,7 @@ def attack_split(
     stage: Source = None,
     split: SplitOptions,
     scoring: RescoringOptions,
+    sharding: ShardOptions,
     output: OutputOptions,
 ) -> None:
     """Keep the part of an attack's noise that lies in the foreground or background, and score it (dong2020, §3.2).
@@ -94,12 +96,14 @@ def attack_split(
     source = _open(resolve_inputs(stage, output.run, ("attack",), note=console.note))
     attacks_on_whole_images(source)  # before anything is made
     masks, where = _masks(source, split.masks, output.run, console)
-    classifier = _classifier(source, scoring)
+    classifier = attacked_model(source, scoring)
     resize: Any = source.info.options.get("resize", "crop")
     sides = Sides(masks, classifier.preprocessing, resize, split.area, split.seed)
     evaluator = Evaluator(classifier, device=scoring.device, scorer="dense")
-    made = _open_output(context, source, where, classifier, split, scoring, output)
-    run = SplitRun(source, evaluator, made, sides, split.keep, split.flagged == "use")
+    shard = _shard(source, sharding)
+    made = _open_output(context, source, where, classifier, split, scoring, output, shard)
+    run = SplitRun(source, evaluator, made, sides, split.keep, split.flagged == "use", shard)
+    made.save(planned=len(run.records))
     with console.progress(f"attack split {split.keep}", len(run.records)) as bar:
         tally = run.run(lambda tally: bar.update(tally.done, f"{tally.found} still succeed"))
     counts = _counts(made, tally)
@@ -116,6 +120,14 @@ def _open(paths: list[Path]) -> Stage:
     if source.info.kind != "attack":
         raise PixelsemError(f"{source.path}: is a stage of {source.info.command!r}; an attack's is needed")
     return source
+
+
+def _shard(source: Stage, sharding: ShardOptions) -> Shard | None:
+    """Return the part to do; of a stage that is a part itself, that one: there are no parts of parts."""
+    held = source.info.shard
+    if held is not None and sharding.shard is not None and sharding.part != Shard.parse(held):
+        raise PixelsemError(f"--shard {sharding.shard}: {source.path} holds shard {held} only")
+    return sharding.part or Shard.parse(held)
 
 
 def _masks(source: Stage, given: Path | None, run: Path, console: Console) -> tuple[MaskSource, Path]:
@@ -140,20 +152,33 @@ def _masks(source: Stage, given: Path | None, run: Path, console: Console) -> tu
         return MaskSource.open(newest), newest
 
 
-def _classifier(source: Stage, scoring: RescoringOptions) -> Classifier:
+def attacked_model(source: Stage, scoring: RescoringOptions) -> Classifier:
     """Load the model that was attacked; raise :class:`PixelsemError` where what is found is another one."""
-    noted = source.info.options
-    values = {field.name: noted.get(field.name) for field in fields(ModelOptions)}
-    for name in ("weights", "classes"):
-        values[name] = None if values[name] is None else source.path / str(values[name])
-    values["model"] = scoring.model or values["model"] or "allconv"
-    values["weights"] = scoring.weights or values["weights"]
-    classifier = load(ModelOptions.from_dict(values))
+    origin = _origin(source)
+    noted = origin.info.options
+    values = {field.name: noted[field.name] for field in fields(ModelOptions) if noted.get(field.name) is not None}
+    for name in {"weights", "classes"} & values.keys():
+        values[name] = origin.path / str(values[name])
+    values |= {name: value for name in ("model", "weights") if (value := getattr(scoring, name)) is not None}
+    options = ModelOptions.from_dict(values)
+    classifier = load(options)
     if classifier.digest != (source.info.model or {}).get("digest"):
         raise PixelsemError(
-            f"{values['model']}: is not the model that {source.path} was made with; give that one with --model"
+            f"{options.model}: is not the model that {source.path} was made with; give that one with --model"
         )
     return classifier
+
+
+def _origin(stage: Stage) -> Stage:
+    """Return the stage of the attack itself, whose options name the model, where ``stage`` was made of one."""
+    passed = {stage.path.resolve()}
+    while (attack := stage.info.inputs.get("attack")) is not None:
+        path = stage.path / attack
+        if path.resolve() in passed or not (path / STAGE_FILE).is_file():
+            break
+        passed.add(path.resolve())
+        stage = Stage.open(path)
+    return stage
 
 
 def _open_output(
@@ -164,6 +189,7 @@ def _open_output(
     split: SplitOptions,
     scoring: RescoringOptions,
     output: OutputOptions,
+    shard: Shard | None,
 ) -> Stage:
     own = masks == source.path
     identity = {
@@ -187,6 +213,7 @@ def _open_output(
         modules=("numpy", "torch", "torchvision"),
         model=dict(source.info.model or {}),
         seed=split.seed,
+        shard=shard,
     )
 
 

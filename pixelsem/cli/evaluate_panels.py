@@ -171,7 +171,7 @@ class _FigureData:
         from pixelsem.stage import digest
 
         shown = {name: getattr(options, name) for name in ("rows", "only", "difference", "amplify", "size")}
-        stages = sorted({stage.info.identity for stage, _ in self.opened.values()})
+        stages = sorted({stage.info.contents for stage, _ in self.opened.values()})
         return digest({"stages": stages, "images": list(wanted), **shown})
 
     def choose(self, options: PanelOptions, wanted: Sequence[str] = ()) -> list[_Line]:

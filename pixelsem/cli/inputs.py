@@ -22,15 +22,24 @@ def resolve_inputs(
     ``kinds``, which is told to ``note``. Raises :class:`PixelsemError` where there is nothing or a path
     does not exist.
     """
+    paths = named_inputs(given)
+    if not paths:
+        paths = [_newest(run, kinds)]
+        if note is not None:
+            note(f"input: {paths[0]} (the newest in {run})")
+    return paths
+
+
+def named_inputs(given: Sequence[Path] | None) -> list[Path]:
+    """Return the inputs that were named, as arguments or by stdin (see :func:`resolve_inputs`); none is no error.
+
+    Raises :class:`PixelsemError` where one does not exist, or ``-`` gave nothing.
+    """
     paths = [path for item in given or [] for path in (_stdin_lines() if str(item) == "-" else [item])]
     if given and not paths:
         raise PixelsemError("-: nothing came from stdin; did the command before the pipe fail?")
     if not given and _stdin_is_pipe():
         paths = _stdin_lines()
-    if not paths:
-        paths = [_newest(run, kinds)]
-        if note is not None:
-            note(f"input: {paths[0]} (the newest in {run})")
     for path in paths:
         if not _exists(path):
             raise PixelsemError(f"{path}: no such file or folder")
@@ -47,12 +56,12 @@ def _newest(run: Path, kinds: Sequence[str]) -> Path:
 def newest_stage(run: Path, kinds: Sequence[str], fits: Callable[[Stage], bool] = lambda stage: True) -> Path | None:
     """Return the stage directly below ``run`` of one of ``kinds`` that was written to last and ``fits``, or None.
 
-    Folders that are no readable stage are passed over.
+    Folders that are no readable stage are passed over, and shards: a part is only taken where it is named.
     """
     for path in sorted((file.parent for file in run.glob(f"*/{STAGE_FILE}")), key=_written, reverse=True):
         try:
             stage = Stage.open(path)
-            if stage.info.kind in kinds and fits(stage):
+            if stage.info.kind in kinds and stage.info.shard is None and fits(stage):
                 return path
         except StageError:
             continue

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option, option_name
 
@@ -36,6 +37,27 @@ class SelectionOptions(Settings):
     limit: int | None = option(None, "Take the first N images (by relative path).", low=1)
     sample: int | None = option(None, "Take N images drawn at random by --seed.", low=1)
     seed: int = option(0, "Seed of everything that is drawn.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardOptions(Settings):
+    """Which of several jobs this is."""
+
+    shard: str | None = option(
+        None,
+        "Do part I of N only, from 1: a division by image, the same in every job; `pixelsem stage merge` joins the "
+        "parts, each of which has a folder of its own.",
+        metavar="I/N",
+    )
+
+    def check(self) -> None:
+        """Raise :class:`PixelsemError` for a part that there is not."""
+        Shard.parse(self.shard)
+
+    @property
+    def part(self) -> Shard | None:
+        """The part to do, None for all."""
+        return Shard.parse(self.shard)
 
 
 def expand(function: Callable[..., None]) -> Callable[..., None]:
@@ -71,15 +93,22 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
 
 def _build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    return kind(**{name: _decode(values[name], hints[name], name) for name in names})
+    built = {}
+    for field in dataclasses.fields(kind):
+        value = values[field.name]
+        if field.metadata.get("several"):
+            built[field.name] = tuple(value) if value else field.default
+        else:
+            built[field.name] = _decode(value, hints[field.name], field.name)
+    return kind(**built)
 
 
 def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
     made = []
     for field in dataclasses.fields(kind):
-        annotation, default = _annotation(field, hints[field.name]), as_text(field.default)
+        annotation = _annotation(field, hints[field.name])
+        default = list(field.default or ()) if field.metadata.get("several") else as_text(field.default)
         made.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
@@ -95,7 +124,9 @@ def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
     else:
         names = [long] if flag is None else [long, flag] if len(flag) == 2 else [flag]
     extra: dict[str, Any] = {"help": meta["help"], "envvar": meta.get("env"), "metavar": meta.get("metavar")}
-    if _is_tuple(hint):
+    if meta.get("several"):
+        hint = list[get_args(hint)[0]]  # type: ignore[misc]
+    elif _is_tuple(hint):
         extra["metavar"] = extra["metavar"] or ",".join(_item_names(hint))
         hint = str
     elif hint in (int, float):

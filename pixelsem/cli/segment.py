@@ -13,13 +13,15 @@ from pixelsem.cli import segment_review, segment_train
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.inputs import resolve_inputs
-from pixelsem.cli.options import OutputOptions, SelectionOptions, as_text, expand
+from pixelsem.cli.options import OutputOptions, SelectionOptions, ShardOptions, as_text, expand
 from pixelsem.cli.stages import close_output, exit_with, list_some, open_output, options_of
+from pixelsem.engine.shards import take
 from pixelsem.errors import PixelsemError
 from pixelsem.regions.registry import METHODS, AsksModel
 from pixelsem.settings import Settings, option_name
 
 if TYPE_CHECKING:
+    from pixelsem.engine.shards import Shard
     from pixelsem.regions.registry import Segmenter
     from pixelsem.regions.run import SegmentSummary
     from pixelsem.sources import ImageItem, ImageSource
@@ -96,6 +98,7 @@ def _images(
     context: typer.Context,
     settings: Settings,
     selection: SelectionOptions,
+    sharding: ShardOptions,
     output: OutputOptions,
     images: Annotated[list[Path] | None, _IMAGES] = None,
     method: str = "grabcut",
@@ -109,6 +112,7 @@ def _images(
     from pixelsem.regions.registry import open_segmenter
     from pixelsem.regions.run import segment_images
     from pixelsem.sources import open_images, select
+    from pixelsem.stage import png_names
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
@@ -122,15 +126,18 @@ def _images(
     options = options_of(own, selection, images=[given], method=method, workers=workers)
     if Path(options.get("labels", "")).is_file():
         options["labels"] = str(Path(options["labels"]).resolve())
-    stage = _open_stage(context, method, segmenter, source, items, options, output, selection.seed)
-    with console.progress(f"segment {method}", len(items)) as bar:
+    part = take(items, sharding.part)
+    shared = (options, output, selection.seed, sharding.part, len(part))
+    stage = _open_stage(context, method, segmenter, source, items, *shared)
+    names = png_names(item.id for item in items)  # of all, so that parts never give two images one name
+    with console.progress(f"segment {method}", len(part)) as bar:
 
         def show(summary: SegmentSummary) -> None:
             bar.update(summary.done + len(summary.failed), f"{len(summary.flagged)} flagged")
 
-        summary = segment_images(items, segmenter, stage, source.root, workers=workers, progress=show)
+        summary = segment_images(part, segmenter, stage, source.root, workers=workers, progress=show, names=names)
     close_output(stage, summary.counts, started)
-    _report(console, summary, len(items))
+    _report(console, summary, len(part))
     console.result(stage.path, {"counts": summary.counts, "flagged": summary.flagged, "failures": summary.failed})
     exit_with(console, summary.failed)
 
@@ -160,6 +167,8 @@ def _open_stage(
     options: dict[str, Any],
     output: OutputOptions,
     seed: int,
+    shard: Shard | None,
+    planned: int,
 ) -> Stage:
     from pixelsem.sources import IMAGES_ROLE, fingerprint
 
@@ -174,6 +183,8 @@ def _open_stage(
         modules=METHODS[method].modules,
         model=segmenter.model if isinstance(segmenter, AsksModel) else None,
         seed=seed,
+        shard=shard,
+        planned=planned,
     )
 
 

@@ -13,7 +13,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.options import SelectionOptions
-from pixelsem.cli.stages import exit_with, list_some
+from pixelsem.cli.stages import exit_with, hold, list_some
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -66,7 +66,9 @@ class PreviewOptions(Settings):
     quiet: bool = option(False, "No notes on stderr.", flag="-q")
 
 
-def segment_review(*, stage: Annotated[list[Path] | None, _STAGE] = None, options: ReviewOptions) -> None:
+def segment_review(
+    *, context: typer.Context, stage: Annotated[list[Path] | None, _STAGE] = None, options: ReviewOptions
+) -> None:
     """Write a page on which masks are accepted, rejected or scribbled on; --apply takes its export back.
 
     The page is one file that needs no network. Accepted masks lose their flags, rejected ones are flagged, so that
@@ -79,6 +81,7 @@ def segment_review(*, stage: Annotated[list[Path] | None, _STAGE] = None, option
     if options.apply is None:
         _write_page(opened, options, console)
     else:
+        opened.lock = hold(context, opened.path)
         _apply(opened, options.apply, options, console)
 
 
@@ -106,7 +109,7 @@ def segment_preview(
     tiles = [_tile(shown, options.size) for shown in _loaded(opened, pairs, failures)]
     if not tiles:
         raise PixelsemError(next(iter(failures.values())))
-    path = path or options.run / f"segment-preview-{opened.info.identity[:6]}.png"
+    path = path or options.run / f"segment-preview-{opened.info.contents[:6]}.png"
     write_image(path, draw_sheet(tiles, columns=options.columns, side=options.size))
     shown = [{"id": tile.name, "note": tile.note, "flagged": tile.flagged} for tile in tiles]
     summary = {"sheet": str(path), "images": shown, "failures": failures}
@@ -179,7 +182,7 @@ def _write_page(stage: Stage, options: ReviewOptions, console: Console) -> None:
     from pixelsem.regions.review import FORMAT, Scribbles, revision
     from pixelsem.report.review import PageInfo, write_page
 
-    path = _output(options.output, ".html") or options.run / f"segment-review-{stage.info.identity[:6]}.html"
+    path = _output(options.output, ".html") or options.run / f"segment-review-{stage.info.contents[:6]}.html"
     pairs = _pairs(stage, options.only)
     info = PageInfo(stage.path.resolve().name, stage.info.command, stage.info.identity, revision(stage), FORMAT)
     failures: dict[str, str] = {}

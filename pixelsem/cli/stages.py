@@ -14,12 +14,15 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.options import OutputOptions, command_name
-from pixelsem.errors import EXIT_SOME_FAILED, StageError
+from pixelsem.errors import EXIT_SOME_FAILED, OutputError, StageError
+from pixelsem.files import reason
+from pixelsem.locks import StageLock
 from pixelsem.settings import Settings
-from pixelsem.stage import STAGE_FILE, Stage, StageInfo, digest
+from pixelsem.stage import MANIFEST_FILE, STAGE_FILE, Stage, StageInfo, count_lines, digest, is_free
 from pixelsem.version import __version__
 
 if TYPE_CHECKING:
+    from pixelsem.engine.shards import Shard
     from pixelsem.records import SegmentRecord
 
 #: How many names of failed or flagged images are printed before a count stands for the rest.
@@ -46,40 +49,65 @@ def open_output(
     modules: tuple[str, ...] = ("numpy",),
     model: dict[str, Any] | None = None,
     seed: int | None = None,
+    shard: Shard | None = None,
+    planned: int | None = None,
 ) -> Stage:
-    """Make the command's stage folder, or resume it where it holds the same run.
+    """Make the command's stage folder, or resume it where it holds the same run; lock it until the command ends.
 
     The folder is ``--output``, else ``name`` (``segment-grabcut``, ``attack-de-background``) and six
-    digits of the identity below ``--run``. ``identity`` is plain data: all that can change the results
+    digits of the identity below ``--run``, with the ``shard`` behind where only a part of the run is done; the
+    shard is noted among the options. ``identity`` is plain data: all that can change the results
     beside the command's name (see :func:`pixelsem.sources.fingerprint` for images; never where
     they are, so that a moved folder still resumes). ``options`` are every option by name as ``--config`` takes
     them, paths as :class:`~pathlib.Path`; they and ``inputs`` (folders by role) are noted relative to the
     stage. Output options are left out: a repeat chooses its own place. ``modules`` are those whose
-    versions are noted.
+    versions are noted. ``planned`` is how many records the stage holds at most when it is done.
 
-    Raises :class:`StageError` where the folder holds another run, :class:`OutputError` where it cannot be
-    written.
+    Raises :class:`StageError` where the folder holds another run or another process writes to it,
+    :class:`OutputError` where it cannot be written.
     """
     command = command_name(context)
     key = digest({"command": command, **identity})
-    path = output.output or output.run / f"{name}-{key[:6]}"
+    path = output.output or output.run / f"{name}-{key[:6]}{shard.suffix if shard else ''}"
+    lock = hold(context, path)
+    noted = dict(options) if shard is None else {**options, "shard": str(shard)}
     earlier = None if output.overwrite else _earlier(path, key)
     info = StageInfo(
         kind=kind,
         command=command,
         identity=key,
-        options={option: _portable(value, path) for option, value in options.items()},
+        options={option: _portable(value, path) for option, value in noted.items()},
         inputs={role: relative_to(folder, path) for role, folder in inputs.items()},
         model=model,
         seed=seed,
         versions=versions(*modules),
         counts=earlier.counts if earlier else None,
         wall_time=earlier.wall_time if earlier else None,
+        planned=planned,
     )
     stage = Stage.create(path, info, overwrite=output.overwrite)
+    stage.lock = lock
     if earlier is not None:
         stage.save()  # where the inputs are may have changed
     return stage
+
+
+def hold(context: typer.Context, path: Path) -> StageLock | None:
+    """Lock the stage at ``path`` until the command ends; None where something else is there.
+
+    A lock whose holder is dead is taken over, which is said on stderr. Raises :class:`StageError` where another
+    process writes to the stage.
+    """
+    try:
+        if not (path / STAGE_FILE).exists() and not is_free(path):
+            return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {reason(error)}; choose another folder with -o") from error
+    lock = StageLock.acquire(path, command_name(context), count_lines(path / MANIFEST_FILE))
+    context.call_on_close(lock.release)
+    if lock.replaced is not None:
+        Console().problem(f"{path}: the lock of {lock.replaced}, which is gone, was taken over")
+    return lock
 
 
 def _earlier(path: Path, identity: str) -> StageInfo | None:
@@ -143,8 +171,8 @@ def list_some(console: Console, title: str, lines: Mapping[str, str]) -> None:
     if not lines:
         return
     console.note(f"{title}:")
-    for name, reason in list(lines.items())[:NAMES_SHOWN]:
-        console.note(f"  {name}: {reason}")
+    for name, text in list(lines.items())[:NAMES_SHOWN]:
+        console.note(f"  {name}: {text}")
     if len(lines) > NAMES_SHOWN:
         console.note(f"  … and {len(lines) - NAMES_SHOWN} more")
 

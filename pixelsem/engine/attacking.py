@@ -27,7 +27,7 @@ from pixelsem.engine.regions import RegionMaker
 from pixelsem.errors import InputError, OutputError
 from pixelsem.files import write_atomically
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.images import read_image, write_image
+from pixelsem.images import pixel_digest, read_image, write_image
 from pixelsem.models.inputs import Resize, fit_image
 from pixelsem.models.labels import Labels
 from pixelsem.records import AttackRecord, PixelChange, Prediction, PredictionAfter
@@ -148,14 +148,22 @@ class _Task:
 class AttackRun:
     """Runs a plan over images into a stage. One image's problem never ends the run."""
 
-    def __init__(self, plan: AttackPlan, evaluator: Evaluator, stage: Stage, items: list[ImageItem]) -> None:
+    def __init__(
+        self,
+        plan: AttackPlan,
+        evaluator: Evaluator,
+        stage: Stage,
+        items: list[ImageItem],
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """``names`` are the files by id (default: :func:`png_names` of ``items``), for items that are only a part."""
         self.plan = plan
         self.evaluator = evaluator
         self.classifier = evaluator.classifier
         self.names = self.classifier.class_names
         self.stage = stage
         self.items = items
-        self.files = png_names(item.id for item in items)
+        self.files = names or png_names(item.id for item in items)
         self.slugs = _slugs(self.names)
         self.tally = Tally()
         self._reader, self._writer = Ahead(_READ_AHEAD), Behind(_WRITE_BEHIND)
@@ -394,6 +402,14 @@ class AttackRun:
             write_image(self.stage.path / mask, task.image.regions[task.region].astype(np.uint8) * 255)
         return clean, mask
 
+    def _digests(self, task: _Task, adversarial: NDArray[np.uint8] | None) -> dict[str, str]:
+        made: dict[str, NDArray[Any] | None] = {
+            "clean": task.image.pixels,
+            "mask": None if task.region == "original" else task.image.regions[task.region],
+            "adversarial": adversarial,
+        }
+        return {name: pixel_digest(pixels) for name, pixels in made.items() if pixels is not None}
+
     def _key(self, task: _Task) -> tuple[str, ...]:
         target = "" if task.target is None else self.names[task.target]
         return (task.image.item.id, task.region, target, str(task.repeat))
@@ -433,6 +449,7 @@ class AttackRun:
             before=describe(image.logits, self.names),
             after=None if after is None else describe_after(after, image.logits, self.names),
             pixels=[] if pixels is None else changed_pixels(image.pixels, pixels),
+            digests=self._digests(task, pixels if adversarial is not None else None),
             **(self._map_fields(task, outcome.vulnerability) if outcome and outcome.vulnerability else {}),
         )
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from pixelsem.attacks.base import is_hit
 from pixelsem.attacks.random import generator
 from pixelsem.engine.attacking import changed_pixels, describe, describe_after
+from pixelsem.engine.shards import Shard, take
 from pixelsem.errors import InputError, OutputError, PixelsemError, StageError
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.images import read_image, read_mask, write_image
+from pixelsem.images import pixel_digest, read_image, read_mask, write_image
 from pixelsem.models.classifier import Preprocessing
 from pixelsem.models.inputs import Resize, fit_mask
 from pixelsem.records import AttackRecord, Outcome
@@ -118,13 +119,20 @@ class SplitRun:
     """Splits the noise of an attack stage into another stage. One image's problem never ends the run."""
 
     def __init__(
-        self, source: Stage, evaluator: Evaluator, stage: Stage, sides: Sides, keep: Side, use_flagged: bool = False
+        self,
+        source: Stage,
+        evaluator: Evaluator,
+        stage: Stage,
+        sides: Sides,
+        keep: Side,
+        use_flagged: bool = False,
+        shard: Shard | None = None,
     ) -> None:
-        """Raises what :func:`attacks_on_whole_images` does."""
+        """Raises what :func:`attacks_on_whole_images` does; ``shard`` leaves the images of other parts out."""
         self.source, self.stage = source, stage
         self.evaluator, self.names = evaluator, evaluator.classifier.class_names
         self.sides, self.keep, self.use_flagged = sides, keep, use_flagged
-        attacked = attacks_on_whole_images(source)
+        attacked = take(attacks_on_whole_images(source), shard)
         self.records = [record for record in attacked if record.adversarial is not None]
         self.tally = SplitTally(total=len(self.records), without_noise=len(attacked) - len(self.records))
 
@@ -212,11 +220,18 @@ class SplitRun:
                 before=describe(before, self.names),
                 after=None if after is None else describe_after(after, before, self.names),
                 pixels=[] if kept is None else changed_pixels(clean, kept),
+                digests=self._digests(clean, region, kept if success else None),
             )
         )
         self.tally.found += success
         if outcome != "attacked":
             self.tally.skipped[outcome] = self.tally.skipped.get(outcome, 0) + 1
+
+    def _digests(
+        self, clean: NDArray[np.uint8], region: Region, adversarial: NDArray[np.uint8] | None
+    ) -> dict[str, str]:
+        digests = {"clean": pixel_digest(clean), "mask": pixel_digest(region)}
+        return digests if adversarial is None else digests | {"adversarial": pixel_digest(adversarial)}
 
     def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]

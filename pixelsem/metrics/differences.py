@@ -25,6 +25,7 @@ Cause = Literal["float tie", "unexplained"]
 Key = tuple[str, ...]
 
 _PREDICTIONS = ("before", "after")
+_NOT_COMPARED = (*_PREDICTIONS, "digests")  # which older records lack, and which say no more than the other fields
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def compare(
 
 def agree(one: AttackRecord, two: AttackRecord) -> bool:
     """Are two records the same, confidences within :data:`TIE`?"""
-    fields = [name for name in one.__struct_fields__ if name not in _PREDICTIONS]
+    fields = [name for name in one.__struct_fields__ if name not in _NOT_COMPARED]
     if any(getattr(one, name) != getattr(two, name) for name in fields):
         return False
     return all(_predictions_agree(getattr(one, name), getattr(two, name)) for name in _PREDICTIONS)

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 
 from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.files import one_line, reason, write_atomically
-from pixelsem.images import decode_hints, iter_chunks, read_hints, read_image, read_mask, resize_mask, write_image
+from pixelsem.images import (
+    decode_hints,
+    iter_chunks,
+    pixel_digest,
+    read_hints,
+    read_image,
+    read_mask,
+    resize_mask,
+    write_image,
+)
 from pixelsem.records import Review, SegmentRecord
 from pixelsem.regions.grabcut import BLACK, PROBABLE_OBJECT, SURE_AROUND, SURE_OBJECT, WHITE, grabcut
 from pixelsem.regions.masks import FolderMasks, coverage_flags, region_of
@@ -381,7 +390,7 @@ class _Work:
             scribbles = self._scribbles(change) if isinstance(levels, np.ndarray) else None
             new = msgspec.structs.replace(record, mask=mask, scribbles=scribbles, original=first)
         coverage = float(region_of(values, record.kind, "foreground", record.threshold).mean())
-        new = msgspec.structs.replace(new, coverage=coverage)
+        new = msgspec.structs.replace(new, coverage=coverage, digests={"mask": pixel_digest(values)})
         decision = (record.review.decision if record.review else None) if change.decision is UNSET else change.decision
         return _reviewed(new, coverage_flags(coverage), decision)
 

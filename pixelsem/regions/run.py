@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelsem.errors import InputError
-from pixelsem.images import iter_chunks, read_image, write_image
+from pixelsem.images import iter_chunks, pixel_digest, read_image, write_image
 from pixelsem.records import SegmentRecord
 from pixelsem.regions.masks import coverage_flags, region_of
 from pixelsem.regions.registry import CutsSoftMasks, Segmenter
@@ -54,13 +54,15 @@ def segment_images(
     *,
     workers: int | None = None,
     progress: Callable[[SegmentSummary], None] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> SegmentSummary:
     """Write a mask for every image of ``items`` into ``stage`` (of kind ``segment``), on a pool of threads.
 
     ``root`` is the folder that the stage names as its input ``images``; every item's file lies in it. Images
     that the manifest holds already are skipped. One that cannot be read or segmented is noted in the summary,
     and the run goes on. ``progress`` is called with the summary so far. Masks do not depend on ``workers``
-    (default: the processor cores that may be used); records come in the order of completion.
+    (default: the processor cores that may be used); records come in the order of completion. ``names`` are the
+    masks' files by id (default: :func:`pixelsem.stage.png_names` of the items), for items that are only a part.
 
     >>> source = open_images(Path("photos"))
     >>> segmenter = open_segmenter("grabcut", GrabCutSettings(), [item.id for item in source.items])
@@ -76,7 +78,7 @@ def segment_images(
         if record.id in wanted:
             summary.add(record)
     todo = [item for item in items if item.id not in held]
-    work = _Work(segmenter, stage, root, png_names(item.id for item in items))
+    work = _Work(segmenter, stage, root, names or png_names(item.id for item in items))
     workers = workers or usable_cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="segment")
     try:
@@ -97,7 +99,7 @@ Running = Future[Done]
 class _Work:
     """What is done to some images on one of the threads: read, segment, write."""
 
-    def __init__(self, segmenter: Segmenter, stage: Stage, root: Path, names: dict[str, str]) -> None:
+    def __init__(self, segmenter: Segmenter, stage: Stage, root: Path, names: Mapping[str, str]) -> None:
         self._segmenter, self._stage, self._root, self._names = segmenter, stage, root, names
         # A network uses all cores by itself; meanwhile the other threads read and write.
         self._turn: AbstractContextManager[object] = nullcontext() if segmenter.batch == 1 else Lock()
@@ -130,7 +132,8 @@ class _Work:
         flags = [] if self._segmenter.whole else coverage_flags(coverage)
         write_image(self._stage.path / mask, values)
         image = item.path.relative_to(self._root).as_posix()
-        return SegmentRecord(item.id, image, mask, kind, coverage, flags, threshold=threshold)
+        digests = {"mask": pixel_digest(values)}
+        return SegmentRecord(item.id, image, mask, kind, coverage, flags, threshold=threshold, digests=digests)
 
 
 def _completed(
