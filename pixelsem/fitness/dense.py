@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pixelsem.fitness.edits import Edits
+from pixelsem.fitness.products import with_fast_products
 from pixelsem.models.classifier import Classifier
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,7 +20,8 @@ class DenseScorer:
     def __init__(self, classifier: Classifier, precision: str) -> None:
         self._dtype = DTYPES[precision]
         network = copy.deepcopy(classifier.network).requires_grad_(False)
-        self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
+        self._network = with_fast_products(network.to(self._dtype).to(memory_format=torch.channels_last))
+        self._defense = classifier.defense
         self._mean, self._std, self._scale = classifier.mean, classifier.std, classifier.preprocessing.scale
         self._images = torch.empty(0)
 
@@ -40,6 +42,8 @@ class DenseScorer:
 
     def of_images(self, images: Tensor) -> Tensor:
         """Return float32 [N, classes] for float [N, 3, H, W] images in [0, 1], differentiable."""
+        if self._defense is not None:
+            images = self._defense(images)
         # The normalisation stays in fp32: 8-bit values are not exact in bf16.
         x = (images * self._scale - self._mean) / self._std
         logits: Tensor = self._network(x.to(self._dtype))

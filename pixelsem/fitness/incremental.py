@@ -21,6 +21,7 @@ from pixelsem.fitness.dense import DTYPES
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.graph import lower
 from pixelsem.fitness.plan import Analysis, NodePlan, Plan
+from pixelsem.fitness.products import with_fast_products
 from pixelsem.fitness.propagation import Clock, Propagation, Timed
 from pixelsem.fitness.windows import Batch
 from pixelsem.models.classifier import Classifier
@@ -144,7 +145,7 @@ class IncrementalScorer:
         generator = torch.Generator().manual_seed(0)
         example = torch.randn(2, 3, *classifier.preprocessing.size, generator=generator, dtype=folding)
         lowered = lower(copy.deepcopy(classifier.network).to(folding).eval(), example.to(self._device))
-        return lowered.to(self._dtype).to(memory_format=torch.channels_last)
+        return with_fast_products(lowered.to(self._dtype).to(memory_format=torch.channels_last))
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels [B, 3, ...] as the network takes them."""

@@ -20,6 +20,7 @@ from pixelsem.fitness.graph import (
     plain_module,
 )
 from pixelsem.fitness.kinds import Case, Join, Operation, Pointwise, Shapes, Value
+from pixelsem.fitness.products import Linear
 
 
 def understand(node: fx.Node, values: Mapping[fx.Node, Value], shapes: Shapes) -> Operation | None:
@@ -114,6 +115,7 @@ _MODULES: dict[type, Callable[[Case, Any], Operation | None]] = {
     nn.PReLU: _across_channels,
     nn.LayerNorm: _layer_norm_module,
     nn.Linear: _linear,
+    Linear: _linear,
     nn.Conv2d: sliding.convolution,
     nn.MaxPool2d: sliding.max_pool,
     nn.AvgPool2d: sliding.average_pool,
