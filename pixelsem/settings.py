@@ -18,15 +18,17 @@ S = TypeVar("S", bound="Settings")
 
 
 def option(default: Any, help: str, *, flag: str | None = None, low: float | None = None,
-           high: float | None = None, metavar: str | None = None, env: str | None = None) -> Any:  # fmt: skip
+           high: float | None = None, metavar: str | None = None, env: str | None = None,
+           several: bool = False) -> Any:  # fmt: skip
     """Declare one field of a settings dataclass.
 
     ``flag`` is a short option (``-o``) beside the long one, or the long option's own name; a bool has a
     ``--no-…`` beside it unless its ``flag`` is given. ``low`` and ``high`` bound numbers, ends included;
     ``metavar`` is what the help shows for the value; ``env`` names an environment variable that stands for
-    the option.
+    the option. With ``several`` the option may be given repeatedly: the setting is a tuple of its values.
     """
     metadata = {"help": help, "flag": flag, "low": low, "high": high, "metavar": metavar, "env": env}
+    metadata |= {"several": several}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -17,9 +17,10 @@ LAYERS = [
     {"cli"},
     {"attacks", "regions", "defenses", "metrics", "report", "engine"},
     {"fitness", "models"},
+    {"transforms"},
     {"sources"},
     {"stage", "images"},
-    {"records", "yaml_files"},
+    {"records", "yaml_files", "locks"},
     {"files", "settings"},
     {"errors", "version"},
 ]
@@ -92,7 +93,7 @@ def test_only_images_knows_pil() -> None:
     assert homes == {PACKAGE / "images.py"}
 
 
-@pytest.mark.parametrize("name", ["settings", "errors", "files", "records", "stage"])
+@pytest.mark.parametrize("name", ["settings", "errors", "files", "locks", "records", "stage"])
 def test_the_lowest_parts_import_nothing_heavy(name: str) -> None:
     heavy = {"torch", "torchvision", "cv2", "numpy", "scipy", "PIL", "rich", "typer", "safetensors"}
     assert not {full.split(".")[0] for _, full in imports(PACKAGE / f"{name}.py")} & heavy

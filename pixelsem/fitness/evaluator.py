@@ -64,7 +64,8 @@ class Evaluator:
     fit in memory is halved, for good. ``scorer`` is ``dense``, the whole network for every candidate,
     ``incremental``, only what the changed pixels reach (:mod:`pixelsem.fitness.incremental`): the same
     logits but for the order of sums; or ``auto``, the faster of both for each number of changed pixels, as
-    measured once and remembered (:mod:`pixelsem.fitness.tuning`).
+    measured once and remembered (:mod:`pixelsem.fitness.tuning`). A classifier behind a defence is always scored
+    dense.
     """
 
     def __init__(
@@ -78,6 +79,11 @@ class Evaluator:
     ) -> None:
         if scorer not in ("auto", "dense", "incremental"):
             raise PixelsemError(f"--evaluator: {scorer!r} is none of auto, dense, incremental")
+        if classifier.defense is not None:
+            # A transform spreads a change over pixels that the edit does not name.
+            if scorer == "incremental":
+                raise PixelsemError("--evaluator incremental: a model behind --defense is scored dense; leave it out")
+            scorer = "dense"
         self.device = pick_device(str(device))
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -130,6 +136,8 @@ class Evaluator:
 
         It is what :meth:`way` decided on for them where it chose incremental scoring.
         """
+        if self.classifier.defense is not None:
+            raise PixelsemError("--explain: a model behind --defense is scored dense; there is no plan to explain")
         way = self._ways.get(pixels)
         scorer = self._incremental()
         if way is not None and way.evaluator == "incremental":

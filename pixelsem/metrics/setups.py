@@ -15,8 +15,8 @@ from pixelsem.stage import StageInfo, digest
 _NOT_THE_SEARCH = frozenset({
     "region", "masks", "match_area", "grow", "shrink", "flagged", "targeted", "target", "labels", "repeats",
     "seed", "limit", "sample", "time_limit", "preset", "device", "batch_size", "in_flight", "inputs", "images",
-    "model", "weights", "arch", "scale", "mean", "std", "input_size", "classes", "output", "run", "overwrite",
-    "json", "quiet", "evaluator", "explain", "workers", "shard", "keep",
+    "model", "weights", "defense", "arch", "scale", "mean", "std", "input_size", "classes", "output", "run",
+    "overwrite", "json", "quiet", "evaluator", "explain", "workers", "shard", "keep",
 })  # fmt: skip
 
 #: Options that change foreground and background, and mean nothing for the whole image.
@@ -211,3 +211,25 @@ def opposites(setups: Sequence[Setup], option: str, first: Any, second: Any) -> 
             same = {**one.options, option: None} == {**two.options, option: None}
             if same and (one.attack, one.model) == (two.attack, two.model) and _same_regions(one, two):
                 yield one, two
+
+
+def alike_but(setups: Sequence[Setup], *names: str) -> list[list[Setup]]:
+    """Return groups of two or more setups that differ in nothing but ``names``: options of the region, or ``seed``.
+
+    Attacks on the whole image, which has no such options, are in no group.
+    """
+    groups: list[list[Setup]] = []
+    for setup in setups:
+        if setup.region_options is None:
+            continue
+        group = next((group for group in groups if _but(group[0], names) == _but(setup, names)), None)
+        if group is None:
+            groups.append([setup])
+        else:
+            group.append(setup)
+    return [group for group in groups if len(group) > 1]
+
+
+def _but(setup: Setup, names: Sequence[str]) -> tuple[Any, ...]:
+    region = {name: value for name, value in (setup.region_options or {}).items() if name not in names}
+    return (setup.attack, setup.model, setup.options, region, None if "seed" in names else setup.seed)

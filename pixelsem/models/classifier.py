@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelsem.errors import ModelError
+from pixelsem.transforms.layer import DefenseLayer
 
 #: How pixels are interpolated when an image is resized; PIL's filters, all antialiased but ``nearest``.
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -59,6 +60,7 @@ class Classifier(nn.Module):
     :ivar arch: the architecture its weights fit, e.g. ``allconv`` where ``name`` is a file.
     :ivar class_names: one name per logit.
     :ivar trained: whether trained weights were loaded (False: as initialised).
+    :ivar defense: transforms that every image goes through first, at the input's resolution; None for none.
     """
 
     mean: Tensor
@@ -74,6 +76,7 @@ class Classifier(nn.Module):
         digest: str = "",
         trained: bool = False,
         arch: str = "",
+        defense: DefenseLayer | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -82,6 +85,7 @@ class Classifier(nn.Module):
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.trained = trained
+        self.defense = defense
         self._digest = digest
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
@@ -96,6 +100,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, classes] of float images [N, 3, H, W] in [0, 1]."""
+        if self.defense is not None:
+            x = self.defense(x)
         logits: Tensor = self.network((x * self.preprocessing.scale - self.mean) / self.std)
         return logits
 

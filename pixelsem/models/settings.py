@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixelsem.settings import Settings, option
+from pixelsem.transforms.specs import Defense, parse_defense
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,20 @@ class ModelOptions(Settings):
     mean: tuple[float, float, float] | None = option(None, "Subtract this per channel, after --scale.")
     std: tuple[float, float, float] | None = option(None, "Divide by this per channel, after --mean.")
     input_size: int | None = option(None, "Side of the square input, in pixels.", low=1)
+    defense: tuple[str, ...] = option(
+        (),
+        "An image transform in front of the model, such as jpeg:q=55 or tvm:drop=0.5; several are applied in order. "
+        "Gradients go through resize, avg-pool and max-pool by their own and straight through the others (BPDA).",
+        metavar="NAME:SETTING=VALUE",
+        several=True,
+    )
     classes: Path | None = option(None, "Class names, one per line, in the order of the logits.", metavar="FILE")
+
+    def check(self) -> None:
+        """Raise :class:`PixelsemError` for a defence that there is not."""
+        _ = self.defenses
+
+    @property
+    def defenses(self) -> list[Defense]:
+        """The transforms in front of the model, in their order."""
+        return [parse_defense(text) for text in self.defense]
