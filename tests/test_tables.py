@@ -13,6 +13,7 @@ from pixelsem.report.tables import (
     Column,
     Table,
     cell_text,
+    from_plain,
     latex_escape,
     to_csv,
     to_json,
@@ -102,6 +103,33 @@ def test_json():
     assert plain["rows"][0]["untargeted1"]["count"] == 64
     assert plain["rows"][0]["untargeted1"]["rate"] == 0.128
     assert plain["rows"][1] == {"network": 'a, "b"'} | dict.fromkeys([c.key for c in TABLE.columns[1:]])
+
+
+def test_json_is_read_back():
+    table = from_plain("t", json.loads(to_json(TABLE)))
+    assert table.texts() == TABLE.texts()
+    assert to_json(table) == to_json(TABLE)
+    assert (to_csv(table), to_latex(from_plain(TABLE.name, to_plain(TABLE)))) == (to_csv(TABLE), LATEX)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"title": 3},
+        {"columns": [{"key": "a"}]},
+        {"columns": [{"key": "a", "title": "A", "kind": "magic"}]},
+        {"rows": [{"b": 1}]},
+        {"rows": [{"a": [1]}]},
+        {"rows": [{"a": {"rate": 1}}]},
+        {"rows": [{"a": "x"}]},
+        {"rows": [{"a": {"rate": 0, "low": 0, "high": 1, "count": 0, "n": 0, "effective_n": 0}}]},
+    ],
+)
+def test_json_that_is_no_table_is_refused(changes):
+    plain = {"title": "T", "columns": [{"key": "a", "title": "A", "kind": "number"}], "rows": [{"a": 1}], "notes": []}
+    assert from_plain("t", plain).texts() == [["1.00"]]
+    with pytest.raises(ValueError, match=r"."):
+        from_plain("t", plain | changes)
 
 
 def shown(table: Table, width: int) -> str:

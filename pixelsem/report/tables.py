@@ -11,9 +11,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from pixelsem.files import write_text
 from pixelsem.metrics.intervals import Rate
@@ -90,9 +92,48 @@ def _number_text(value: float, column: Column) -> str:
 
 
 def to_plain(table: Table) -> dict[str, Any]:
-    """Return the table as plain data for JSON: title, notes and one object per row; shares in [0, 1]."""
+    """Return the table as plain data for JSON: title, columns, one object per row, notes; shares in [0, 1]."""
     rows = [{c.key: _plain(cell) for c, cell in zip(table.columns, row, strict=True)} for row in table.rows]
-    return {"title": table.title, "rows": rows, "notes": list(table.notes)}
+    columns = [asdict(column) for column in table.columns]
+    return {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
+
+
+def from_plain(name: str, plain: Any) -> Table:
+    """Return the table that :func:`to_plain` gave ``plain`` of; raises :class:`ValueError` where it is none."""
+    try:
+        found = msgspec.convert(plain, _Plain)
+        if any(set(row) != {column.key for column in found.columns} for row in found.rows):
+            raise ValueError("a row has other keys than the table has columns")
+        rows = [[_cell(row[column.key], column) for column in found.columns] for row in found.rows]
+        return Table(name, found.title, found.columns, rows, found.notes)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+class _Plain(msgspec.Struct):
+    title: str
+    columns: list[Column]
+    rows: list[dict[str, str | int | float | dict[str, int | float] | None]]
+    notes: list[str]
+
+
+class _PlainRate(msgspec.Struct):
+    rate: float
+    low: float
+    high: float
+    count: int
+    n: Annotated[int, msgspec.Meta(ge=1)]
+    effective_n: float
+
+
+def _cell(value: str | int | float | dict[str, int | float] | None, column: Column) -> Cell:
+    """Return a cell as it was; raises :class:`ValueError` where its column holds nothing of the kind."""
+    if isinstance(value, dict):
+        found = msgspec.convert(value, _PlainRate)
+        return Rate(found.count, found.n, found.low, found.high, found.effective_n)
+    if isinstance(value, str) and column.kind not in ("text", "count"):
+        raise ValueError(f"{column.key}: {value!r} is no number")
+    return value
 
 
 def _plain(cell: Cell) -> Any:
