@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pixelsem.cli import attack, defend, evaluate, models, segment, stage
+from pixelsem.cli import run as run_plan
 from pixelsem.cli.groups import RootGroup, run
 from pixelsem.version import __version__
 
@@ -37,7 +38,7 @@ def root(
     """Take the options of the program itself."""
 
 
-for module in (segment, attack, evaluate, defend, stage, models):
+for module in (segment, attack, evaluate, defend, stage, run_plan, models):
     module.register(app)
 
 
