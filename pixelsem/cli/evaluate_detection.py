@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +10,10 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.defend_detect import ATTACK_FILE, detection_records
-from pixelsem.cli.figures import need_matplotlib
+from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.tables import TableOptions, show_tables
 from pixelsem.errors import PixelsemError, StageError
-from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
     from pixelsem.metrics.detection import Detection
@@ -36,14 +34,7 @@ Stages = Annotated[
 _KINDS = ("train-detector", "detect")
 
 
-@dataclass(frozen=True)
-class ROCOptions(Settings):
-    """Whether the curve is drawn."""
-
-    figure: bool = option(False, "Draw the ROC of every row as roc.png (needs pixelsem[report]).", flag="--figure")
-
-
-def evaluate_detection(*, stages: Stages = None, what: ROCOptions, options: TableOptions) -> None:
+def evaluate_detection(*, stages: Stages = None, drawing: FigureOptions, options: TableOptions) -> None:
     """Detection rate, false alarms, P_E and the ROC by attack (dong2020, Table 2).
 
     A stage of `defend detect train` is a detector tested on the attack that it was trained on, as in the paper; one of
@@ -54,8 +45,6 @@ def evaluate_detection(*, stages: Stages = None, what: ROCOptions, options: Tabl
     from pixelsem.stage import digest
 
     console = Console(quiet=options.quiet, as_json=options.json)
-    if what.figure:
-        need_matplotlib()
     work = _Work(resolve_inputs(stages, options.run, _KINDS, note=console.note), options.confidence)
     rows, flagged = list(work.rows()), list(work.flagged())
     if not rows and not flagged:
@@ -65,8 +54,9 @@ def evaluate_detection(*, stages: Stages = None, what: ROCOptions, options: Tabl
     tables += [flagged_table(flagged)] if flagged else []
     identity = digest({"detection": sorted(stage.info.identity for stage in work.stages.values())})
     folder = options.output or options.run / f"evaluate-detection-{identity[:6]}"
-    figures = draw_roc(rows, folder / "roc.png") if what.figure and rows else []
-    summary = {"inputs": list(work.stages), "figures": [str(file) for file in figures]}
+    figures = {"roc": lambda: draw_roc(rows)} if rows else {}
+    files = write_figures(console, folder, figures, drawing.formats)
+    summary = {"inputs": list(work.stages), "figures": files}
     show_tables(console, folder, tables, work.notes, summary)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixelsem.metrics.detection import Detection
@@ -13,6 +12,7 @@ from pixelsem.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -123,29 +123,26 @@ def flagged_table(rows: Sequence[tuple[str, str, str, Rate]]) -> Table:
     return Table("flagged", "Images called adversarial", columns, rows)
 
 
-def draw_roc(rows: Sequence[DetectionRow], path: Path) -> list[Path]:
-    """Draw the ROC of every row into ``path``; its suffix says the format. Returns the file.
-
-    Raises :class:`pixelsem.errors.OutputError` where it cannot be written.
-    """
-    from pixelsem.report.figures import Series, draw_lines, new_figure, save_figure, show_percent, style
+def draw_roc(rows: Sequence[DetectionRow]) -> Figure:
+    """Draw the ROC of every row, with chance as a dotted line and the areas in the legend."""
+    from pixelsem.report.figures import Series, draw_lines, new_figure, show_percent, style
 
     labels = _distinct_labels(rows)
     with style():
-        figure, axes = new_figure(width=5.2, height=4.4)
+        figure, axes = new_figure(width=5.2, height=4.6)
         axis: Axes = axes[0, 0]
+        axis.plot([0, 1], [0, 1], color="#B0B0B0", linewidth=0.8, linestyle=":")
         curves = [
             Series(f"{label}: {row.found.area.value:.3f}", row.found.roc.false_alarms, row.found.roc.detections)
             for label, row in zip(labels, rows, strict=True)
         ]
-        axis.plot([0, 1], [0, 1], color="#B0B0B0", linewidth=0.8, linestyle=":")
         draw_lines(axis, curves, markers=False)
         axis.set(xlabel="False alarms", ylabel="Detected", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axis.set_aspect("equal")
         show_percent(axis, "x")
         show_percent(axis, "y")
         axis.legend(loc="lower right", title="Area under the curve", handlelength=3.2)
-        return save_figure(figure, path)
+    return figure
 
 
 def _distinct_labels(rows: Sequence[DetectionRow]) -> list[str]:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detection_stages import make_stage, smooth_image
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelsem.defenses import features as features_module
+from pixelsem.defenses.detecting import Measured, Scorer, held_out, measure, open_samples, train_detector
+from pixelsem.defenses.features import Extractor, FeatureType
+from pixelsem.defenses.rich_models import rich_model
+from pixelsem.defenses.settings_detection import EnsembleSettings, FeatureSettings
+from pixelsem.defenses.spam import spam
+from pixelsem.errors import InputError, PixelsemError
+from pixelsem.images import write_image
+from pixelsem.metrics.texture import to_grey
+
+SETTINGS = EnsembleSettings(learners=11, subspace=40)
+
+
+@pytest.fixture
+def extractor(tmp_path: Path) -> Extractor:
+    return Extractor(FeatureType("spam", "mean"), folder=tmp_path / "cache")
+
+
+def measured(stage: Path, extractor: Extractor) -> Measured:
+    found = Measured()
+    for chunk in measure(open_samples(stage).items, extractor):
+        found.samples += chunk.samples
+        found.rows += chunk.rows
+        found.digests += chunk.digests
+        found.failures |= chunk.failures
+    return found
+
+
+names = st.lists(st.sampled_from("abcdefghij"), min_size=2, max_size=40).filter(lambda drawn: len(set(drawn)) > 1)
+
+
+@given(names, st.floats(0.05, 0.95), st.integers(0, 5))
+def test_a_split_never_separates_equal_images(digests: list[str], share: float, seed: int) -> None:
+    test = held_out(digests, share, seed)
+    sides = [{name for name, held in zip(digests, test, strict=True) if held is np.bool_(side)} for side in (0, 1)]
+    assert not sides[0] & sides[1]
+    assert sides[0]
+    assert sides[1]
+    distinct = len(set(digests))
+    assert len(sides[1]) == min(max(1, round(share * distinct)), distinct - 1)
+
+
+@given(names, st.integers(0, 5), st.randoms())
+def test_a_split_does_not_depend_on_the_order(digests: list[str], seed: int, random) -> None:
+    before = dict(zip(digests, held_out(digests, 0.5, seed).tolist(), strict=True))
+    shuffled = random.sample(digests, len(digests))
+    assert before == dict(zip(shuffled, held_out(shuffled, 0.5, seed).tolist(), strict=True))
+
+
+def test_other_seeds_split_otherwise() -> None:
+    digests = [str(number) for number in range(40)]
+    assert held_out(digests, 0.5, 0).tolist() != held_out(digests, 0.5, 1).tolist()
+
+
+@pytest.mark.parametrize(("channels", "size"), [("separate", 2058), ("mean", 686), ("luma", 686)])
+def test_channels_are_combined_as_said(tmp_path: Path, channels, size: int) -> None:
+    images = [smooth_image(0), smooth_image(1)[:9], smooth_image(2)]
+    found = Extractor(FeatureType("spam", channels), folder=tmp_path).measure(images)
+    assert found.shape == (3, size) == (3, FeatureType("spam", channels).size)
+    for image, row in zip(images, found, strict=True):
+        planes = to_grey(image)[None] if channels == "luma" else np.ascontiguousarray(np.moveaxis(image, 2, 0))
+        rows = spam(torch.from_numpy(planes)).numpy()
+        np.testing.assert_array_equal(row, rows.ravel() if channels == "separate" else rows.mean(0))
+
+
+def test_each_kind_has_its_own_channels_by_default() -> None:
+    assert FeatureSettings().combination == "separate"
+    assert FeatureSettings(features="srm").combination == "luma"
+    assert FeatureSettings(features="srm", channels="mean").combination == "mean"
+
+
+def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [smooth_image(0), smooth_image(1)]
+    first = Extractor(FeatureType("spam", "separate"), folder=tmp_path).measure(images)
+
+    def refuse(planes: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(features_module, "spam", refuse)
+    np.testing.assert_array_equal(Extractor(FeatureType("spam", "separate"), folder=tmp_path).measure(images), first)
+    Extractor(FeatureType("spam", "mean"), folder=tmp_path).measure(images)  # of the same planes
+    with pytest.raises(AssertionError, match="again"):
+        Extractor(FeatureType("spam", "luma"), folder=tmp_path).measure(images)
+    with pytest.raises(AssertionError, match="again"):
+        Extractor(FeatureType("spam", "mean"), folder=tmp_path).measure([smooth_image(2)])
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 99, np.full((3, 686), np.nan).tobytes()])
+def test_a_damaged_memory_is_passed_over(tmp_path: Path, damage: bytes) -> None:
+    extractor = Extractor(FeatureType("spam", "separate"), folder=tmp_path)
+    first = extractor.measure([smooth_image(0)])
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    file.write_bytes(damage)
+    np.testing.assert_array_equal(extractor.measure([smooth_image(0)]), first)
+    assert file.read_bytes() != damage
+
+
+def test_a_memory_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    made = Extractor(FeatureType("spam", "luma"), folder=tmp_path / "file")
+    assert made.measure([smooth_image(0)]).shape == (1, 686)
+
+
+def test_an_image_that_is_too_small_is_told(extractor: Extractor) -> None:
+    with pytest.raises(InputError, match="3×9 is too small; 4×4"):
+        extractor.measure([np.zeros((9, 3, 3), np.uint8)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "size"), [("srm", 34671), ("srmq1", 12753)])
+def test_rich_models_are_those_of_the_luma(tmp_path: Path, kind, size: int) -> None:
+    pytest.importorskip("sealwatch")
+    image = smooth_image(0)
+    rows = Extractor(FeatureType(kind, "luma"), workers=2, folder=tmp_path).measure([image, smooth_image(1)])
+    assert rows.shape == (2, size)
+    np.testing.assert_array_equal(rows[0], rich_model(to_grey(image), kind))
+    assert not np.array_equal(rows[0], rows[1])
+
+
+def test_samples_of_an_attack_are_pairs_of_its_successes(tmp_path: Path) -> None:
+    samples = open_samples(make_stage(tmp_path / "stage", 3, failures=2)).items
+    assert [(sample.kind, sample.id) for sample in samples] == [
+        *(("clean", f"cat/{n}.png") for n in range(3)),
+        *(("adversarial", f"cat/{n}.png") for n in range(3)),
+    ]
+    assert samples[0].path == tmp_path / "stage" / "clean" / "cat" / "0.png"
+    assert samples[3].path == tmp_path / "stage" / "images" / "original" / "cat" / "0.png"
+
+
+def test_samples_of_a_folder_are_unknown(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "x.png", smooth_image(0))
+    (sample,) = open_samples(tmp_path).items
+    assert (sample.kind, sample.id, sample.image) == ("unknown", "a/x.png", "a/x.png")
+    with pytest.raises(PixelsemError, match="no attack stage"):
+        open_samples(tmp_path, "foreground")
+
+
+def test_a_region_that_is_not_there_is_told(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path / "stage", 2)
+    with pytest.raises(PixelsemError, match=r"of region 'foreground' \(it has original\)"):
+        open_samples(stage, "foreground")
+    with pytest.raises(PixelsemError, match="holds no adversarial images"):
+        open_samples(make_stage(tmp_path / "none", 0, failures=2))
+
+
+def test_noise_is_detected_in_images_that_were_held_out(tmp_path: Path, extractor: Extractor) -> None:
+    found = measured(make_stage(tmp_path / "stage", 24), extractor)
+    detector, records = train_detector(found, extractor, SETTINGS, 0.5, ("noise", "abc"))
+    test = [record for record in records if record.split == "test"]
+    assert len(test) == len(records) / 2 == 24
+    assert all(record.detected == (record.kind == "adversarial") for record in test)
+    splits: dict[str, set[str]] = {}
+    for record in records:
+        splits.setdefault(record.id, set()).add(record.split)
+    assert all(len(sides) == 1 for sides in splits.values())
+    digests = {d for d, s in zip(found.digests, found.samples, strict=True) if s.kind == "clean"}
+    assert detector.seen < digests
+    assert len(detector.seen) == 12
+
+
+def test_copies_of_an_image_are_on_one_side(tmp_path: Path, extractor: Extractor) -> None:
+    stage = make_stage(tmp_path / "stage", 20)
+    for number in range(10):
+        write_image(stage / "clean" / "cat" / f"{number}.png", smooth_image(10 + number))
+    detector, records = train_detector(measured(stage, extractor), extractor, SETTINGS, 0.5, ("noise", "abc"))
+    by_id = {record.id: record.split for record in records}
+    assert all(by_id[f"cat/{number}.png"] == by_id[f"cat/{number + 10}.png"] for number in range(10))
+    assert len(detector.seen) == 5
+
+
+def test_a_scorer_knows_what_was_trained_on(tmp_path: Path, extractor: Extractor) -> None:
+    stage = make_stage(tmp_path / "stage", 12)
+    found = measured(stage, extractor)
+    detector, records = train_detector(found, extractor, SETTINGS, 0.5, ("noise", "abc"))
+    splits = {record.key: record.split for record in records}
+    # Another attack on the same photos, under names of their own.
+    other = make_stage(tmp_path / "other", 14, strength=3)
+    scored = Scorer(detector, extractor.type).score(measured(other, extractor))
+    seen = [record for record in scored if record.split == "train"]
+    assert {record.key for record in seen} == {key for key, split in splits.items() if split == "train"}
+    assert len(seen) == 12
+    # Adversarial images whose clean ones were scored before.
+    late = measured(other, extractor)
+    keep = [n for n, sample in enumerate(late.samples) if sample.kind == "adversarial"]
+    rest = Measured([late.samples[n] for n in keep], [late.rows[n] for n in keep], [late.digests[n] for n in keep])
+    known = [record for record in scored if record.kind == "clean"]
+    assert Scorer(detector, extractor.type, known).score(rest) == [r for r in scored if r.kind == "adversarial"]
+
+
+def test_what_cannot_be_read_is_a_failure_and_its_pair_is_left_out(tmp_path: Path, extractor: Extractor) -> None:
+    stage = make_stage(tmp_path / "stage", 12)
+    (stage / "clean" / "cat" / "3.png").write_bytes(b"")
+    found = measured(stage, extractor)
+    assert list(found.failures) == ["clean/cat/3.png"]
+    _, records = train_detector(found, extractor, SETTINGS, 0.5, ("noise", "abc"))
+    assert sum(record.kind == "clean" for record in records) == 11
+
+
+def test_too_few_images_are_told(tmp_path: Path, extractor: Extractor) -> None:
+    found = measured(make_stage(tmp_path / "stage", 5), extractor)
+    with pytest.raises(PixelsemError, match="5 images with an adversarial version leave 3 to train on"):
+        train_detector(found, extractor, SETTINGS, 0.5, ("noise", "abc"))
