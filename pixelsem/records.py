@@ -199,7 +199,34 @@ class DetectionRecord(Struct, frozen=True, omit_defaults=True):
         return (self.id, self.kind, self.region or "", self.target or "", str(self.repeat))
 
 
-Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord | DetectionRecord
+class DefendRecord(Struct, frozen=True, omit_defaults=True):
+    """One transformed image, or what became of one search's clean image and its adversarial one.
+
+    ``image`` is the transformed plain or clean image. Of a search of an attack stage, ``adversarial`` is its
+    transformed success (None where it had none); ``region``, ``target``, ``repeat`` and ``label`` are the search's,
+    ``outcome`` is what became of it. ``digests`` are of the pixels of the record's files
+    (:func:`pixelsem.images.pixel_digest`), by field.
+    """
+
+    id: Text
+    image: Text
+    adversarial: str | None = None
+    region: Text | None = None
+    target: Text | None = None
+    repeat: Count = 0
+    label: Text | None = None
+    outcome: Outcome | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a record unique in its manifest."""
+        return (self.id, self.region or "", self.target or "", str(self.repeat))
+
+
+Record = (
+    SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord | DetectionRecord | DefendRecord
+)
 
 #: The schema of each kind of stage.
 RECORD_TYPES: dict[str, type[Record]] = {
@@ -210,6 +237,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
     "train-patch": PatchRecord,
     "train-detector": DetectionRecord,
     "detect": DetectionRecord,
+    "defend": DefendRecord,
 }
 
 #: The fields that hold paths of files in the stage itself.
@@ -221,6 +249,7 @@ FILE_FIELDS: dict[str, tuple[str, ...]] = {
     "train-patch": (),
     "train-detector": (),
     "detect": (),
+    "defend": ("image", "adversarial"),
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.
@@ -232,4 +261,5 @@ PATH_FIELDS: dict[str, tuple[str, ...]] = {
     "train-patch": (),
     "train-detector": ("id", "image"),
     "detect": ("id", "image"),
+    "defend": ("id", "image", "adversarial"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pixelsem.errors import PixelsemError, StageError
 from pixelsem.images import SUFFIXES, list_images
-from pixelsem.records import AttackRecord, SegmentRecord
+from pixelsem.records import AttackRecord, DefendRecord, SegmentRecord
 from pixelsem.stage import STAGE_FILE, Stage, digest
 
 #: The role under which a segmentation stage declares the folder of its source images.
@@ -42,8 +42,8 @@ def open_images(path: Path) -> ImageSource:
     """Find the images that ``path`` stands for, in the order of their ids.
 
     ``path`` is an image folder (flat or ``class/…``, sub-folders kept), one image file, a segmentation stage
-    (the images it was made from, under its input ``images``) or an attack stage (its own clean images, by the
-    ids they came with). Raises :class:`PixelsemError` where there is no image, :class:`StageError` where a
+    (the images it was made from, under its input ``images``), an attack stage (its own clean images, by the ids
+    they came with) or a stage of transformed images (these). Raises :class:`PixelsemError` where there is no image, :class:`StageError` where a
     stage's images are not where it says.
     """
     if path.is_file():
@@ -68,7 +68,7 @@ def _of_folder(root: Path) -> ImageSource:
 
 
 def _of_stage(stage: Stage) -> ImageSource:
-    if stage.info.kind not in ("segment", "attack"):
+    if stage.info.kind not in ("segment", "attack", "defend"):
         raise StageError(f"{stage.path}: a stage of {stage.info.command!r} holds no images")
     root = _source_root(stage) if stage.info.kind == "segment" else stage.path
     found: dict[str, ImageItem] = {}
@@ -79,6 +79,9 @@ def _of_stage(stage: Stage) -> ImageSource:
         elif isinstance(record, AttackRecord) and record.id not in found:
             stage.resolve(record.clean)
             found[record.id] = _item(record.id, root / record.clean)
+        elif isinstance(record, DefendRecord) and record.id not in found:
+            stage.resolve(record.image)
+            found[record.id] = _item(record.id, root / record.image)
     return ImageSource(root, sorted(found.values(), key=lambda item: PurePosixPath(item.id).parts), stage)
 
 

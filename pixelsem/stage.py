@@ -23,7 +23,7 @@ import msgspec
 from pixelsem.errors import OutputError, PixelsemError, StageError
 from pixelsem.files import one_line, path_problem, reason, write_atomically, write_text
 from pixelsem.locks import LOCK_FILE, StageLock
-from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, EpochRecord, Record, SegmentRecord
+from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, DefendRecord, EpochRecord, Record, SegmentRecord
 
 try:
     import fcntl
@@ -215,6 +215,10 @@ class Stage:
     def segment_records(self) -> Iterator[SegmentRecord]:
         """Yield the records of a segmentation stage; raises :class:`StageError` for a stage of another kind."""
         yield from cast("Iterator[SegmentRecord]", self._records_of("segment"))
+
+    def defend_records(self) -> Iterator[DefendRecord]:
+        """Yield the records of a stage of transformed images; raises :class:`StageError` for another kind."""
+        yield from cast("Iterator[DefendRecord]", self._records_of("defend"))
 
     def epoch_records(self) -> Iterator[EpochRecord]:
         """Yield the records of a training stage; raises :class:`StageError` for a stage of another kind."""

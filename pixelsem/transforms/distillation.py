@@ -17,8 +17,8 @@ def distil(images: Tensor, settings: DnnJpegSettings) -> Tensor:
     """Quantise the DCT of uint8 [N, 3, H, W] and turn it back: uint8 [N, 3, H, W].
 
     Each 8×8 block of each RGB channel (values 0 to 255, no level shift, no change of colour space) goes through the
-    orthonormal DCT-II; each coefficient is rounded to a multiple of its step (:func:`steps`), halves up. Where a side is no
-    multiple of 8, its last pixels are repeated as far as the last block needs.
+    orthonormal DCT-II; each coefficient is rounded to a multiple of its step (:func:`steps`), halves up. Where a side
+    is no multiple of 8, its last pixels are repeated as far as the last block needs.
     """
     height, width = images.shape[2:]
     padded = functional.pad(images.double(), (0, -width % _BLOCK, 0, -height % _BLOCK), mode="replicate")

@@ -1,0 +1,287 @@
+"""``pixelsem evaluate robustness``: what defences leave of attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixelsem.cli.console import Console
+from pixelsem.cli.figures import FigureOptions, write_figures
+from pixelsem.cli.inputs import resolve_inputs
+from pixelsem.cli.stages import exit_with
+from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.errors import PixelsemError, StageError
+from pixelsem.settings import Settings, option
+from pixelsem.transforms.registry import TRANSFORMS
+from pixelsem.transforms.specs import Defense, parse_defenses
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pixelsem.cli.attack_stages import AttackStages, Group, Pair
+    from pixelsem.metrics.predictions import Predictor
+    from pixelsem.metrics.robustness import Tried
+    from pixelsem.models import Classifier
+    from pixelsem.report.robustness import RobustnessRow
+    from pixelsem.stage import Stage
+
+Stages = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Attack stages, and stages that `pixelsem defend` made of such (default: stdin, or the newest attack "
+        "stage)."
+    ),
+]
+
+_HOPS = 16  # transforms in a row that a stage may have behind it
+
+
+@dataclass(frozen=True)
+class RobustnessOptions(Settings):
+    """Which defences are tried, and what counts."""
+
+    defense: tuple[str, ...] = option(
+        (),
+        "A defence such as jpeg:q=55, or one with a list of strengths: jpeg:q=95:5:-10, avg-pool:k=3/5/7; repeat it "
+        "for several. Default: the defence that the attacked model itself is behind.",
+        metavar="NAME:SETTING=VALUES",
+        several=True,
+    )
+    common: bool = option(
+        False, "Count the same images in all rows: attacked in each, and right after every defence.", flag="--common"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    batch_size: int | None = option(None, "Images per forward pass (default: by their size).", low=1)
+
+    def check(self) -> None:
+        """Raise :class:`PixelsemError` for a defence that there is not."""
+        _ = self.defenses
+
+    @property
+    def defenses(self) -> list[Defense]:
+        """Every defence at every strength, each once."""
+        return list({each.text: each for text in self.defense for each in parse_defenses(text)}.values())
+
+
+def evaluate_robustness(
+    *, stages: Stages = None, what: RobustnessOptions, drawing: FigureOptions, options: TableOptions
+) -> None:
+    """Success after image transforms, against their strength (dong2020, Figs. 4-6, Tables 3 and 4).
+
+    Puts each defence in front of the network that was attacked, and scores the written images again: grey-box where
+    the attack did not know of the defence, adaptive where it was run with the same --defense. Only images count that
+    the model gets right after the defence alone.
+    """
+    from pixelsem.cli.attack_stages import AttackStages
+    from pixelsem.report.robustness import curves_of, draw_robustness, robustness_table
+    from pixelsem.stage import digest
+
+    console = Console(quiet=options.quiet, as_json=options.json)
+    given, transformed = _sorted(resolve_inputs(stages, options.run, ("attack",), note=console.note))
+    attacks = AttackStages(given)
+    work = _Work(attacks, what, transformed)
+    with console.progress("robustness", work.total) as bar:
+        work.run(bar.update)
+    rows, images = work.rows(options.confidence)
+    if not rows:
+        exit_with(console, work.failures)
+        raise PixelsemError(f"{', '.join(attacks.names)}: nothing was attacked; there is nothing to defend against")
+    used = [stage.info.contents for stage in transformed]
+    key = digest({"stages": attacks.identities, "transformed": used, "what": [*what.defense], "common": what.common})
+    folder = options.output or options.run / f"evaluate-robustness-{key[:6]}"
+    figures = {"robustness": partial(draw_robustness, rows)} if curves_of(rows) else {}
+    files = write_figures(console, folder, figures, drawing.formats)
+    summary = {"inputs": attacks.names, "figures": files, "failures": work.failures}
+    show_tables(console, folder, [robustness_table(rows, options.confidence, images)], attacks.notes, summary)
+    exit_with(console, work.failures)
+
+
+def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Stage]]:
+    """Return the attack stages, those behind transformed ones too, and the transformed ones."""
+    from pixelsem.stage import STAGE_FILE, Stage
+
+    attacks: list[Path] = []
+    transformed: list[Stage] = []
+    for path in paths:
+        if (path / STAGE_FILE).is_file() and (stage := Stage.open(path)).info.kind == "defend":
+            transformed.append(stage)
+            path = _origin(stage).path
+            if any(path.resolve() == known.resolve() for known in attacks):
+                continue
+        attacks.append(path)
+    return attacks, transformed
+
+
+def _origin(stage: Stage) -> Stage:
+    """Return the attack stage whose images a stage has transformed; raises :class:`StageError` where there is none."""
+    from pixelsem.stage import Stage
+
+    last = stage
+    for _ in range(_HOPS):
+        role = next((role for role in ("attack", "defend") if role in last.info.inputs), None)
+        if role is None:
+            break
+        path = last.path / last.info.inputs[role]
+        if not path.is_dir():
+            raise StageError(
+                f"{last.path}: the stage that it transformed is not at {path.resolve()}"
+            )
+        last = Stage.open(path)
+        if role == "attack":
+            return last
+    raise StageError(f"{stage.path}: holds no images of an attack; make it of an attack stage")
+
+
+def _defense_of(stage: Stage) -> Defense:
+    """Return the last transform that a stage of kind ``defend`` has gone through."""
+    info = TRANSFORMS.get(stage.info.command.removeprefix("defend "))
+    if info is None:
+        raise StageError(f"{stage.path}: {stage.info.command!r} is no transform")
+    known = info.settings().to_dict()
+    values = {name: value for name, value in stage.info.options.items() if name in known}
+    return Defense(info, info.settings.from_dict(values))
+
+
+class _Work:
+    """Scores every group of searches after every defence."""
+
+    def __init__(self, attacks: AttackStages, what: RobustnessOptions, transformed: Sequence[Stage]) -> None:
+        """Raises :class:`PixelsemError` where a group has no defence to be tried against."""
+        self._attacks, self._what = attacks, what
+        self._groups = [group for group in attacks.groups() if group.attacked]
+        self._transformed = [(_origin(stage).path.resolve(), _defense_of(stage), stage) for stage in transformed]
+        self._found: list[tuple[Group, Defense, list[Tried]]] = []
+        self.failures: dict[str, str] = {}
+        self._plans = {id(group.setup): self._plan(group) for group in self._groups}
+
+    @property
+    def total(self) -> int:
+        """How many groups are scored how often."""
+        return sum(len(self._plans[id(group.setup)]) for group in self._groups)
+
+    def _plan(self, group: Group) -> list[tuple[Defense, Stage | None]]:
+        """Return what a setup is tried against: defences, and stages where these were applied already."""
+        from pixelsem.models.options import model_of
+
+        origins = {search.stage.path.resolve() for search in group.searches}
+        plan: list[tuple[Defense, Stage | None]] = [
+            (defense, stage) for origin, defense, stage in self._transformed if origin in origins
+        ]
+        plan += [(defense, None) for defense in self._what.defenses]
+        own = model_of(self._attacks.of_setup(group.setup)).defenses
+        if not plan and len(own) == 1:
+            return [(own[0], None)]
+        if not plan:
+            raise PixelsemError(
+                "no defence: give --defense, say jpeg:q=95:5:-10, or a stage of `pixelsem defend`"
+            )
+        return plan
+
+    def run(self, update: Callable[[float], None]) -> None:
+        """Score everything, one network at a time."""
+        from pixelsem.models.options import load, model_of
+
+        done = 0
+        for setup in self._attacks.setups:
+            groups = [group for group in self._groups if group.setup is setup]
+            if not groups:
+                continue
+            # The network itself: what an adaptive attack knew of is put in front of it below.
+            classifier = load(replace(model_of(self._attacks.of_setup(setup)), defense=()))
+            for defense, stage in self._plans[id(setup)]:
+                predictor = self._predictor(classifier, None if stage is not None else defense)
+                for group in groups:
+                    self._found.append((group, defense, self._score(group, predictor, stage)))
+                    done += 1
+                    update(done)
+
+    def _predictor(self, classifier: Classifier, defense: Defense | None) -> Predictor:
+        from pixelsem.metrics.predictions import Predictor
+        from pixelsem.models.defended import put_behind
+
+        shown = put_behind(classifier, [] if defense is None else [defense])
+        return Predictor(shown, device=self._what.device, batch_size=self._what.batch_size)
+
+    def _score(self, group: Group, predictor: Predictor, stage: Stage | None) -> list[Tried]:
+        """Return what became of the searches that ran; those whose files cannot be read are left out."""
+        from pixelsem.cli.attack_stages import read_pairs
+        from pixelsem.metrics.robustness import Tried
+        from pixelsem.metrics.success import image_of
+
+        images = None if stage is None else _Images(stage)
+        numbers = {name: number for number, name in enumerate(predictor.classifier.class_names)}
+        tried: list[Tried] = []
+        for pairs in read_pairs(group.attacked, self.failures):
+            for pair, clean, after in self._predicted(pairs, predictor, images):
+                record = pair.search.record
+                wanted = numbers.get(record.label if record.target is None else record.target)
+                if wanted is None or record.label not in numbers:
+                    raise StageError(f"{pair.search.stage.manifest}: {record.label!r} is no class of the model")
+                fooled = after is not None and (after == wanted) == (record.target is not None)
+                tried.append(Tried(image_of(record), record.success, clean == numbers[record.label], fooled))
+        return tried
+
+    def _predicted(
+        self, pairs: Sequence[Pair], predictor: Predictor, images: _Images | None
+    ) -> list[tuple[Pair, int, int | None]]:
+        """Return, for every pair, the class of its clean image and that of its success (None where it had none)."""
+        chosen: list[tuple[Pair, NDArray[np.uint8], NDArray[np.uint8] | None]] = []
+        for pair in pairs:
+            attempt = pair.attempt if pair.written else None
+            if images is None:
+                chosen.append((pair, pair.clean, attempt))
+            elif (read := images.of(pair, self.failures)) is not None:
+                chosen.append((pair, *read))
+        clean = predictor.predict([image for _, image, _ in chosen]).tolist() if chosen else []
+        made = [image for _, _, image in chosen if image is not None]
+        after = iter(predictor.predict(made).tolist() if made else [])
+        return [
+            (pair, label, None if image is None else next(after))
+            for (pair, _, image), label in zip(chosen, clean, strict=True)
+        ]
+
+    def rows(self, confidence: float) -> tuple[list[RobustnessRow], int | None]:
+        """Return the rows of the table and, with ``--common``, over how many images they are."""
+        from pixelsem.metrics.robustness import right_everywhere, survival
+        from pixelsem.report.robustness import RobustnessRow
+
+        images = right_everywhere(tried for _, _, tried in self._found) if self._what.common else None
+        rows = []
+        for group, defense, tried in self._found:
+            counted = [one for one in tried if images is None or one.image in images]
+            rows.append(RobustnessRow(group.setup, group.region, group.goal, defense, survival(counted, confidence)))
+        return rows, None if images is None else len(images)
+
+
+class _Images:
+    """The images of a stage of kind ``defend``, by the searches they are of."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._records = {record.key: record for record in stage.defend_records()}
+
+    def of(self, pair: Pair, failures: dict[str, str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None] | None:
+        """Return the transformed clean and adversarial image of a search; None, and a failure, where there are none."""
+        from pixelsem.errors import InputError
+        from pixelsem.images import read_image
+
+        search = pair.search.record
+        record = self._records.get(search.key)
+        if record is None or (record.adversarial is None) != (search.adversarial is None):
+            failures[search.id] = (
+                f"{self._stage.path}: holds nothing of {search.id!r}; run its command again"
+            )
+            return None
+        try:
+            clean = read_image(self._stage.resolve(record.image))
+            made = None if record.adversarial is None else read_image(self._stage.resolve(record.adversarial))
+        except (InputError, StageError) as error:
+            failures[search.id] = str(error)
+            return None
+        return clean, made
