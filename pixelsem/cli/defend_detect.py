@@ -78,7 +78,7 @@ def detect_train(
     made of it are on one side of the split. `pixelsem evaluate detection` makes the table.
     """
     from pixelsem.defenses.detecting import open_samples, train_detector
-    from pixelsem.defenses.detector import DETECTOR_FILE, save_detector
+    from pixelsem.defenses.detector import DETECTOR_FILE, load_detector, save_detector
     from pixelsem.metrics.setups import search_identity
 
     started = time.monotonic()
@@ -108,24 +108,29 @@ def detect_train(
         seed=ensemble.seed,
     )
     _note_attack(made, attack)
-    with console.progress(f"measure {type.kind}", len(samples.items)) as bar:
-        measured = _measure_all(samples, extractor, bar.update)
-    with console.progress("train", 1) as bar:
-        detector, records = train_detector(
-            measured, extractor, ensemble, split.test_share, about,
-            lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
-        )  # fmt: skip
     file = made.path / DETECTOR_FILE
-    save_detector(detector, file)
-    known = made.keys()
-    made.append(*(record for record in records if record.key not in known))
-    counts = _counts(records, measured.failures)
-    close_output(made, counts, started)
-    _tell_training(console, detector, records)
+    failures: dict[str, str] = {}
+    if _is_done(made, file):
+        console.note("trained before")
+    else:
+        with console.progress(f"measure {type.kind}", len(samples.items)) as bar:
+            measured = _measure_all(samples, extractor, bar.update)
+        failures = measured.failures
+        with console.progress("train", 1) as bar:
+            detector, records = train_detector(
+                measured, extractor, ensemble, split.test_share, about,
+                lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
+            )  # fmt: skip
+        save_detector(detector, file)
+        known = made.keys()
+        made.append(*(record for record in records if record.key not in known))
+        close_output(made, _counts(records, failures), started)
+    records = detection_records(made)
+    _tell_training(console, load_detector(file), records)
     console.note(f"use it with: pixelsem defend detect score … --detector {file}")
-    summary = {"counts": counts, "detector": str(file), "failures": measured.failures, **_summary(records)}
+    summary = {"counts": made.info.counts, "detector": str(file), "failures": failures, **_summary(records)}
     console.result(made.path, summary)
-    exit_with(console, measured.failures)
+    exit_with(console, failures)
 
 
 def detect_score(
@@ -182,6 +187,11 @@ def detect_score(
     _tell_scores(console, scored)
     console.result(made.path, {"counts": counts, "failures": failures, **_summary(scored)})
     exit_with(console, failures)
+
+
+def _is_done(made: Stage, file: Path) -> bool:
+    """Was the detector trained by an earlier run, of every image?"""
+    return file.is_file() and (made.info.counts or {"failed": 1})["failed"] == 0
 
 
 def detection_records(stage: Stage) -> list[DetectionRecord]:

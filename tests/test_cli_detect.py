@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from detection_stages import make_stage, noisy, smooth_image
+from typer.testing import CliRunner, Result
+
+from pixelsem.cli import defend, evaluate
+from pixelsem.cli.defend_detect import detection_records
+from pixelsem.cli.groups import RootGroup
+from pixelsem.images import write_image
+from pixelsem.stage import Stage
+
+QUICK = ("--learners", 11, "--subspace", 40)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
+    defend.register(app)
+    evaluate.register(app)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], input="")
+
+    return run
+
+
+def train(call, stage: Path, *options: object) -> dict:
+    done = call("defend", "detect", "train", stage, "--json", *QUICK, *options)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def table(folder: Path, name: str = "detection") -> list[dict]:
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_a_detector_is_trained_tested_used_and_put_in_a_table(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 24, failures=3, delta=4.0)
+    summary = train(call, stage, "-o", "trained")
+    assert summary["counts"] == {"images": 48, "clean": 24, "adversarial": 24, "trained_on": 24, "failed": 0}
+    assert (summary["test_images"], summary["detected"], summary["false_alarms"]) == (12, 1.0, 0.0)
+    made = Stage.open(tmp_path / "trained")
+    assert made.info.kind == "train-detector"
+    assert made.resolve(detection_records(made)[0].image, "images").is_file()
+
+    done = call("evaluate", "detection", "trained", "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    (line,) = table(tmp_path / "out")
+    assert (line["attack"], line["delta"], line["trained_on"], line["images"]) == ("de", 4.0, None, 12)
+    assert (line["detected"]["count"], line["false_alarms"]["count"], line["area"]) == (12, 0, 1.0)
+    (paper,) = table(tmp_path / "out", "table2")
+    assert paper["delta_4"]["rate"] == 1.0
+    assert (tmp_path / "out" / "roc.png").is_file()
+
+
+def test_images_that_were_trained_on_count_nowhere(call, tmp_path):
+    train(call, make_stage(tmp_path / "stage", 24), "-o", "trained")
+    make_stage(tmp_path / "weaker", 30, strength=1, population=7)
+    done = call("defend", "detect", "score", "weaker", "--detector", "trained", "-o", "scored", "--json")
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["trained_on"] == 24
+    assert summary["test_images"] == 18
+    assert "24 images were trained on, or made of such; the rates are without them" in done.stderr
+    done = call("evaluate", "detection", "trained", "scored", "-o", "out", "--format", "none")
+    assert done.exit_code == 0, done.stderr
+    own, other = table(tmp_path / "out")
+    assert (own["variant"], own["trained_on"], own["images"]) == ("population=400", None, 12)
+    assert (other["variant"], other["trained_on"], other["images"]) == ("population=7", "de", 18)
+    assert other["detected"]["rate"] < own["detected"]["rate"] or other["area"] < own["area"]
+    assert not list((tmp_path / "out").glob("roc*"))
+
+
+def test_the_same_attack_on_other_photos_is_the_detectors_own(call, tmp_path):
+    train(call, make_stage(tmp_path / "stage", 16), "-o", "trained")
+    make_stage(tmp_path / "fresh", 8, first=100)
+    assert call("defend", "detect", "score", "fresh", "--detector", "trained", "-o", "scored").exit_code == 0
+    assert call("evaluate", "detection", "scored", "-o", "out", "--format", "none").exit_code == 0
+    (line,) = table(tmp_path / "out")
+    assert (line["trained_on"], line["images"]) == (None, 8)
+
+
+def test_images_of_no_attack_are_scored_without_a_truth(call, tmp_path):
+    train(call, make_stage(tmp_path / "stage", 24), "-o", "trained")
+    for number in range(4):
+        write_image(tmp_path / "photos" / f"{number}.png", smooth_image(200 + number))
+        write_image(tmp_path / "photos" / f"noisy{number}.png", noisy(smooth_image(300 + number), number, 6))
+    done = call("defend", "detect", "score", "photos", "--detector", "trained/detector.safetensors", "-o", "scored")
+    assert done.exit_code == 0, done.stderr
+    assert "4 of 8 images called adversarial" in done.stderr
+    records = detection_records(Stage.open(tmp_path / "scored"))
+    assert {record.id for record in records if record.detected} == {f"noisy{number}.png" for number in range(4)}
+    assert call("evaluate", "detection", "scored", "-o", "out").exit_code == 0
+    (line,) = table(tmp_path / "out", "flagged")
+    assert (line["input"], line["flagged"]["count"], line["flagged"]["n"]) == ("scored", 4, 8)
+
+
+def test_a_finished_training_is_not_done_again_and_an_interrupted_scoring_goes_on(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 16)
+    train(call, stage, "-o", "trained")
+    file = tmp_path / "trained" / "detector.safetensors"
+    before, written = file.read_bytes(), file.stat().st_mtime_ns
+    done = call("defend", "detect", "train", stage, "-o", "trained", *QUICK)
+    assert "trained before" in done.stderr
+    assert file.stat().st_mtime_ns == written
+    (tmp_path / "trained" / "manifest.jsonl").write_text("")
+    train(call, stage, "-o", "trained", "--overwrite")
+    assert file.read_bytes() == before
+
+    make_stage(tmp_path / "other", 5, strength=2)
+    score = ("defend", "detect", "score", "other", "--detector", "trained", "-o", "scored")
+    assert call(*score).exit_code == 0
+    manifest = tmp_path / "scored" / "manifest.jsonl"
+    whole = manifest.read_text()
+    manifest.write_text("".join(whole.splitlines(keepends=True)[:5]))
+    assert call(*score).exit_code == 0
+    assert manifest.read_text() == whole
+
+
+def test_a_region_is_trained_on_alone(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 12, region="foreground")
+    summary = train(call, stage, "-o", "trained", "--region", "foreground")
+    assert summary["counts"]["adversarial"] == 12
+    done = call("defend", "detect", "train", stage, "--region", "background")
+    assert done.exit_code == 2
+    assert "holds no adversarial images of region 'background' (it has foreground)" in done.stderr
+
+
+def test_a_broken_image_is_named_and_the_rest_is_used(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 16)
+    broken = stage / "images" / "original" / "cat" / "2.png"
+    broken.write_bytes(b"")
+    done = call("defend", "detect", "train", stage, "-o", "trained", *QUICK)
+    assert done.exit_code == 1
+    assert f"{broken}: an empty file" in done.stderr
+    assert (tmp_path / "trained" / "detector.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("defend", "detect", "train", "photos"), "is no attack stage; a detector learns from clean and adversarial"),
+        (("defend", "detect", "train", "few"), "attack more images"),
+        (("defend", "detect", "train", "few", "few"), "2 inputs given"),
+        (("defend", "detect", "score", "few", "--detector", "none.safetensors"), "no such detector"),
+        (("defend", "detect", "score", "few", "--detector", "photos/0.png"), "not a detector"),
+        (("evaluate", "detection", "few"), "first run `pixelsem defend detect train` on it"),
+    ],
+)
+def test_bad_input_is_one_line(call, tmp_path, arguments, says):
+    make_stage(tmp_path / "few", 4)
+    write_image(tmp_path / "photos" / "0.png", smooth_image(0))
+    done = call(*arguments)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_without_sealwatch_one_line_says_so(call, tmp_path, monkeypatch):
+    from importlib import metadata
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    done = call("defend", "detect", "train", make_stage(tmp_path / "stage", 4), "--features", "srm")
+    assert done.exit_code == 2
+    assert "pip install 'pixelsem[steganalysis]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_rich_models_go_through(call, tmp_path):
+    pytest.importorskip("sealwatch")
+    stage = make_stage(tmp_path / "stage", 12)
+    summary = train(call, stage, "--features", "srmq1", "--workers", 2, "-o", "trained")
+    assert summary["area"] == 1.0
