@@ -262,6 +262,23 @@ def stage(tmp_path) -> Path:
     return make_stage(tmp_path / "run" / "attack", records)
 
 
+def make_attack(path: Path, attack: str, levels: dict[str, int], **options) -> Path:
+    """Write a stage of a gradient attack whose images, black before, have one level of grey throughout."""
+    records = [record(image, to="dog", pixels=[]) for image in levels]
+    about = dataclasses.replace(info(pixels=None, constraint=None, **options), command=f"attack {attack}")
+    write_stage(path, about, *records)
+    for one in records:
+        write_image(path / one.clean, np.zeros((10, 10, 3), np.uint8))
+        write_image(path / str(one.adversarial), np.full((10, 10, 3), levels[one.id], np.uint8))
+    return path
+
+
+def loaded(stage: Path, **options) -> list[PanelRow]:
+    asked = evaluate_panels.PanelOptions(**options)
+    lines = evaluate_panels._FigureData(evaluate_panels._open([stage])).choose(asked)
+    return evaluate_panels._load(lines, asked.rows, asked.l2)[1]
+
+
 def rows_of(call, *arguments: object) -> list[str]:
     result = call(*arguments, "--json", "-q")
     assert result.exit_code == 0, result.stderr
@@ -346,6 +363,35 @@ class TestCommand:
             ("cat/1.png", "allconv 1 px"), ("cat/1.png", "allconv 3 px"),
             ("cat/2.png", "allconv 1 px"), ("cat/2.png", "allconv 3 px"),
         ]  # fmt: skip
+
+    def test_distances_are_stated(self, call, tmp_path):
+        stage = make_attack(tmp_path / "a", "pgd", {"cat/1.png": 51})
+        (row,) = loaded(stage, l2=True)
+        assert (
+            row.attacked["original"].note == f"L2 {0.2 * 300**0.5:.2f}"
+        )  # 300 values by 51 of 255; too small for SSIM
+        figure = draw_panels([row])
+        assert "L2 3.46" in texts(figure)
+        behind = draw_panels([row], difference=False)
+        assert any(text.endswith("L2 3.46") for text in texts(behind))
+        assert "L2 3.46" not in texts(draw_panels(loaded(stage)))
+
+    def test_matching_picks_the_searches_of_nearest_l2(self, call, tmp_path):
+        stages = [
+            make_attack(tmp_path / "pgd-2", "pgd", {"cat/1.png": 20, "cat/2.png": 90}, epsilon=2),
+            make_attack(tmp_path / "pgd-8", "pgd", {"cat/1.png": 60, "cat/2.png": 30}, epsilon=8),
+            make_attack(tmp_path / "cfr", "cfr", {"cat/1.png": 66, "cat/2.png": 31, "cat/3.png": 5}),
+        ]
+        done = call(*stages, "--match-l2", "--json", "-o", "figure.png")
+        assert done.exit_code == 0, done.stderr
+        rows = [(row["id"], row["search"]) for row in json.loads(done.stdout)["rows"]]
+        assert [image for image, _ in rows] == ["cat/2.png"] * 2 + ["cat/1.png"] * 2  # 31/30 before 66/60
+        assert {name for _, name in rows} == {"allconv cfr", "allconv pgd epsilon=8"}
+
+    def test_matching_needs_two_attacks(self, call, tmp_path):
+        result = call(make_attack(tmp_path / "pgd", "pgd", {"cat/1.png": 20}), "--match-l2")
+        assert result.exit_code == 2
+        assert "--match-l2: no image was successfully attacked in two ways" in problem(result)
 
     def test_failed_tries_are_drawn_from_their_pixels(self, tmp_path):
         pixels = [{"x": 3, "y": 4, "from": [0, 0, 0], "to": [9, 8, 7]}]

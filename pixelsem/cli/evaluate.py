@@ -14,7 +14,9 @@ from pixelsem.cli import (
     evaluate_diff,
     evaluate_distortion,
     evaluate_masks,
+    evaluate_occlusion,
     evaluate_panels,
+    evaluate_sweep,
     evaluate_texture,
     evaluate_transfer,
     evaluate_vulnerability,
@@ -45,8 +47,10 @@ def register(app: typer.Typer) -> None:
     group.command("diff")(expand(evaluate_diff.evaluate_diff))
     group.command("distortion")(expand(evaluate_distortion.evaluate_distortion))
     group.command("masks")(expand(evaluate_masks.evaluate_masks))
+    group.command("occlusion")(expand(evaluate_occlusion.evaluate_occlusion))
     group.command("texture")(expand(evaluate_texture.evaluate_texture))
     group.command("panels")(expand(evaluate_panels.evaluate_panels))
+    group.command("sweep")(expand(evaluate_sweep.evaluate_sweep))
     group.command("transfer")(expand(evaluate_transfer.evaluate_transfer))
     group.command("vulnerability")(expand(evaluate_vulnerability.evaluate_vulnerability))
     app.add_typer(group, name="evaluate")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,6 +51,14 @@ class PanelOptions(Settings):
     amplify: float | None = option(
         None, "How often differences are amplified (default: as far as the largest allows).", low=0.01, high=255
     )
+    l2: bool = option(
+        False, "State how far each attacked image is from the clean one: L2 (of images in 0–1) and SSIM.", flag="--l2"
+    )
+    match_l2: bool = option(
+        False, "Compare attacks at equal distance (qian2021, Figs. 4–6): of each attack show, per image, the "
+        "successful search whose L2 is nearest to the other attacks'; images whose L2 agree best first. Includes --l2.",
+        flag="--match-l2",
+    )  # fmt: skip
     size: int = option(192, "Pixels per panel at most; an image is never made smaller.", low=16, high=2048)
     json: bool = option(False, "Print what is in the figure as JSON on stdout in place of its path.", flag="--json")
     quiet: bool = option(False, "No notes on stderr.", flag="-q")
@@ -81,7 +90,7 @@ def evaluate_panels(*, stages: Stages = None, image: Images = None, options: Pan
     figure_data = _FigureData(_open(resolve_inputs(stages, options.run, ("attack",), note=console.note)))
     wanted = image or []
     chosen = figure_data.choose(options, wanted)
-    shown, rows, failures = _load(chosen, options.rows)
+    shown, rows, failures = _load(chosen, options.rows, options.l2 or options.match_l2)
     if not rows:
         raise PixelsemError(next(iter(failures.values())))
     title = figure_data.title
@@ -111,6 +120,7 @@ class _Line:
     id: str
     target: str | None
     setup: str
+    attack: tuple[str, str]
     found: dict[str, tuple[Stage, AttackRecord]] = field(default_factory=dict)
 
     @property
@@ -127,6 +137,19 @@ class _Line:
     def ran(self) -> bool:
         """Was there a search in any region?"""
         return any(record.outcome == "attacked" for _, record in self.found.values())
+
+    def l2(self) -> float | None:
+        """Return the mean L2 of the successes, in units of 0 to 255; None where their files cannot be read."""
+        from pixelsem.cli.attack_stages import to_tensor
+        from pixelsem.metrics.distortion import l2
+
+        hits = [(stage, record) for stage, record in self.found.values() if record.adversarial is not None]
+        try:
+            clean = to_tensor([_read_pixels(stage, record.clean, record) for stage, record in hits])
+            attacked = to_tensor([_read_pixels(stage, str(record.adversarial), record) for stage, record in hits])
+        except (InputError, StageError, ValueError):  # of two sizes
+            return None
+        return float(l2(clean, attacked).mean())
 
     def summary(self) -> dict[str, Any]:
         """What ``--json`` says of the row."""
@@ -146,6 +169,10 @@ def _open(paths: Sequence[Path]) -> list[tuple[Stage, AttackStage]]:
     if not any(data.records for _, data in opened):
         raise PixelsemError(f"{paths[0]}: nothing attacked yet; run its attack command again and let it work")
     return opened
+
+
+#: The options that decide what the figure shows.
+_SHOWN = ("rows", "only", "difference", "amplify", "size", "l2", "match_l2")
 
 
 class _FigureData:
@@ -170,7 +197,7 @@ class _FigureData:
         """Return the digest of what the figure shows."""
         from pixelsem.stage import digest
 
-        shown = {name: getattr(options, name) for name in ("rows", "only", "difference", "amplify", "size")}
+        shown = {name: getattr(options, name) for name in _SHOWN}
         stages = sorted({stage.info.contents for stage, _ in self.opened.values()})
         return digest({"stages": stages, "images": list(wanted), **shown})
 
@@ -187,7 +214,8 @@ class _FigureData:
             groups = [group for group in groups if any(line.hits for line in group)]
             if not groups:
                 raise PixelsemError(f"{', '.join(self.opened)}: no attack succeeded; --only all shows what was tried")
-        return [line for group in self._selected(_ordered(groups), wanted) for line in group]
+        ordered = _matched(groups) if options.match_l2 else _ordered(groups)
+        return [line for group in self._selected(ordered, wanted) for line in group]
 
     def _selected(self, groups: list[list[_Line]], wanted: Sequence[str]) -> list[list[_Line]]:
         known = {group[0].id for group in groups}
@@ -205,22 +233,58 @@ class _FigureData:
 
         groups: dict[tuple[str, str], dict[int, _Line]] = {}
         for number, setup in enumerate(self.setups):
-            name = _setup_name(setup) if len(self.setups) > 1 else ""
+            name = _setup_name(setup, len({each.attack for each in self.setups}) > 1) if len(self.setups) > 1 else ""
             for stage_name in setup.stages:
                 stage, records = self.opened[stage_name]
                 for record in records:
                     if record.repeat == 0:
                         group = groups.setdefault((record.id, record.target or ""), {})
-                        line = group.setdefault(number, _Line(record.id, record.target, name))
+                        line = group.setdefault(
+                            number, _Line(record.id, record.target, name, (setup.network, setup.attack))
+                        )
                         line.found.setdefault(record.region, (stage, record))
         for line in (line for group in groups.values() for line in group.values()):
             line.found = {region: line.found[region] for region in sort_regions(line.found)}
         return [list(groups[key].values()) for key in sorted(groups)]
 
 
-def _setup_name(setup: Setup) -> str:
+def _setup_name(setup: Setup, several_attacks: bool) -> str:
     pixels = None if setup.pixels is None else f"{setup.pixels} px"
-    return " ".join(filter(None, [setup.network, pixels, setup.variant]))
+    return " ".join(filter(None, [setup.network, setup.attack if several_attacks else None, pixels, setup.variant]))
+
+
+def _matched(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
+    """Keep one line per network and attack: those whose L2 lie nearest together; the best agreeing groups first.
+
+    Groups without successes of at least two attacks are left out. Raises :class:`PixelsemError` where that is all.
+    """
+    keyed = []
+    for group in groups:
+        by_attack: dict[tuple[str, str], list[tuple[float, _Line]]] = {}
+        for line in group:
+            if line.hits and (length := line.l2()):
+                by_attack.setdefault(line.attack, []).append((length, line))
+        if len(by_attack) > 1:
+            ratio, lines = min(
+                (_nearest(by_attack, length) for length in _lengths(by_attack)), key=lambda pick: pick[0]
+            )
+            keyed.append((ratio, lines[0].id, lines[0].target or "", lines))
+    if not keyed:
+        raise PixelsemError("--match-l2: no image was successfully attacked in two ways; there is nothing to match")
+    return [lines for *_, lines in sorted(keyed, key=lambda item: item[:-1])]
+
+
+def _lengths(by_attack: Mapping[tuple[str, str], Sequence[tuple[float, _Line]]]) -> list[float]:
+    return sorted({length for found in by_attack.values() for length, _ in found})
+
+
+def _nearest(
+    by_attack: Mapping[tuple[str, str], Sequence[tuple[float, _Line]]], length: float
+) -> tuple[float, list[_Line]]:
+    """Return each attack's line of the L2 nearest to ``length`` (as a ratio), and largest over smallest of these."""
+    picked = [min(found, key=lambda each: abs(log(each[0] / length))) for found in by_attack.values()]
+    lengths = [each for each, _ in picked]
+    return max(lengths) / min(lengths), [line for _, line in picked]
 
 
 def _ordered(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
@@ -235,7 +299,7 @@ def _ordered(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
     return [group for *_, group in sorted(keyed, key=lambda item: item[:-1])]
 
 
-def _load(lines: Sequence[_Line], count: int) -> tuple[list[_Line], list[PanelRow], dict[str, str]]:
+def _load(lines: Sequence[_Line], count: int, distances: bool) -> tuple[list[_Line], list[PanelRow], dict[str, str]]:
     """Read the files of the first ``count`` lines that can be read; return them and what was wrong with others."""
     shown: list[_Line] = []
     rows: list[PanelRow] = []
@@ -244,21 +308,34 @@ def _load(lines: Sequence[_Line], count: int) -> tuple[list[_Line], list[PanelRo
         if len(rows) == count:
             break
         try:
-            rows.append(_read(line))
+            rows.append(_read(line, distances))
             shown.append(line)
         except (InputError, StageError) as error:
             failures[line.name] = str(error)
     return shown, rows, failures
 
 
-def _read(line: _Line) -> PanelRow:
+def _read(line: _Line, distances: bool = False) -> PanelRow:
     """Read a row's images and masks; raises :class:`InputError` and :class:`StageError`."""
     from pixelsem.report.panels import PanelRow
 
     stage, first = next(found for found in line.found.values() if found[1].outcome == "attacked")
     clean = _read_pixels(stage, first.clean, first)
     attacked = {region: _attacked(stage, record, clean) for region, (stage, record) in line.found.items()}
+    if distances:
+        attacked = {region: replace(found, note=_distance(clean, found.image)) for region, found in attacked.items()}
     return PanelRow(line.name, clean, _answer(first.before), attacked, dict(_masks(line.found)))
+
+
+def _distance(clean: NDArray[np.uint8], attacked: NDArray[np.uint8] | None) -> str:
+    """Say how far an attacked image is from the clean one: ``L2 1.56, SSIM 0.991``."""
+    from pixelsem.cli.attack_stages import to_tensor
+    from pixelsem.metrics.distortion import LARGEST, measure
+
+    if attacked is None:
+        return ""
+    (found,) = measure(to_tensor([clean]), to_tensor([attacked]))
+    return f"L2 {found.l2 / LARGEST:.2f}" + ("" if found.ssim is None else f", SSIM {found.ssim:.3f}")
 
 
 def _masks(found: Mapping[str, tuple[Stage, AttackRecord]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:

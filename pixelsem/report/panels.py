@@ -43,13 +43,15 @@ class Attacked:
     """What became of an image: the picture, what is written below it and where pixels changed.
 
     ``image`` is uint8 [H, W, 3], None where there is no picture. ``pixels`` are the (x, y) to circle: column
-    and row, from 0 at the top left. ``fooled`` says whether the attack succeeded.
+    and row, from 0 at the top left. ``fooled`` says whether the attack succeeded. ``note`` is written below the
+    difference (or behind the text, where no differences are drawn).
     """
 
     image: Pixels | None
     text: str
     fooled: bool
     pixels: Sequence[tuple[int, int]] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def draw_panels(
     if masked:
         columns.append(_Regions(region_colours(masked)))
     colours = region_colours(regions)
-    columns += [_Attacks(region, attacked, colours[region]) for region in regions]
+    columns += [_Attacks(region, attacked, colours[region], notes=not difference) for region in regions]
     if difference:
         scale = gain or _fitting_gain(rows)
         columns += [_Differences(region, scale, colours[region]) for region in regions]
@@ -199,15 +201,16 @@ class _Regions(_Column):
 
 
 class _Attacks(_Column):
-    def __init__(self, region: str, title: str, colour: str) -> None:
-        self.region, self.title = region, title
+    def __init__(self, region: str, title: str, colour: str, *, notes: bool) -> None:
+        self.region, self.title, self.notes = region, title, notes
         self.legend = ((_WHERE.get(region, f"in {region}"), colour),)
 
     def panel(self, row: PanelRow) -> _Panel:
         found = row.attacked.get(self.region)
         if found is None:
             return _Panel(None)
-        return _Panel(found.image, (found.text,), found.fooled, found.pixels)
+        text = f"{found.text}, {found.note}" if self.notes and found.note else found.text
+        return _Panel(found.image, (text,), found.fooled, found.pixels)
 
 
 class _Differences(_Column):
@@ -220,7 +223,9 @@ class _Differences(_Column):
         found = row.attacked.get(self.region)
         if found is None or found.image is None:
             return _Panel(None)
-        return _Panel(amplified(row.clean, found.image, self.gain), pixels=found.pixels)
+        return _Panel(
+            amplified(row.clean, found.image, self.gain), (found.note,) if found.note else (), pixels=found.pixels
+        )
 
 
 class _Sheet:
