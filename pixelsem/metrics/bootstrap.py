@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,27 @@ def bootstrap(values: Array, confidence: float = 0.95, statistic: Callable[[Arra
     return Estimate(value, float(ends[0]), float(ends[1]), len(rows))
 
 
-def _resampled(rows: Array, statistic: Callable[[Array], Array]) -> Array:
-    """Return the statistic of every resample, [RESAMPLES]."""
-    n = len(rows)
+def bootstrap_each(values: Array, confidence: float = 0.95) -> tuple[Array, Array | None, Array | None]:
+    """Return the means of ``values`` [N, K] over images with their intervals, [K] each; no ends for one image.
+
+    What :func:`bootstrap` says of each column, at once.
+    """
+    rows = np.asarray(values, np.float64)
+    if len(rows) < 2:
+        return rows.mean(0), None, None
+    means = np.concatenate([times @ rows / len(rows) for times in draws(len(rows))])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return rows.mean(0), low, high
+
+
+def draws(n: int) -> Iterator[Array]:
+    """Yield how often each of ``n`` images is drawn, [some, n] at a time, :data:`RESAMPLES` in all; always the same."""
     rng = np.random.Generator(np.random.Philox(_SEED))
     step = max(1, _NUMBERS_AT_A_TIME // n)
-    found = []
     for start in range(0, RESAMPLES, step):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start))
-        found.append(statistic(times @ rows / n))
-    return np.concatenate(found)
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start)).astype(np.float64)
+
+
+def _resampled(rows: Array, statistic: Callable[[Array], Array]) -> Array:
+    """Return the statistic of every resample, [RESAMPLES]."""
+    return np.concatenate([statistic(times @ rows / len(rows)) for times in draws(len(rows))])

@@ -131,7 +131,7 @@ def success(records: Sequence[AttackRecord], region: str, confidence: float = 0.
     """Return one cell of Table II from the records of one setup; ``confidence`` is the intervals' level."""
     untargeted = attacked(select(records, "untargeted", region))
     targeted = attacked(select(records, "targeted", region))
-    by_image = _successes_by_image(targeted)
+    by_image = successes_by_image(targeted)
     targets = [trials for _, trials in by_image.values()]
     return Success(
         untargeted1=rate(sum(record.success for record in untargeted), len(untargeted), confidence),
@@ -147,8 +147,8 @@ def _confidence(records: Iterable[AttackRecord]) -> Mean | None:
     return mean_of(record.after.confidence for record in records if record.success and record.after is not None)
 
 
-def _successes_by_image(records: Iterable[AttackRecord]) -> dict[Image, tuple[int, int]]:
-    """Return (successes, searches) of every image."""
+def successes_by_image(records: Iterable[AttackRecord]) -> dict[Image, tuple[int, int]]:
+    """Return (successes, searches) of every image there are ``records`` of."""
     found: dict[Image, tuple[int, int]] = {}
     for record in records:
         hits, trials = found.get(image_of(record), (0, 0))
@@ -235,7 +235,7 @@ def cost(records: Sequence[AttackRecord], region: str, goal: Goal) -> Cost | Non
 def repeat_statistics(records: Iterable[AttackRecord], region: str, confidence: float = 0.95) -> Repeats | None:
     """Return the success of repeated untargeted searches; None where no image was searched more than once."""
     searches = [record for record in attacked(records) if record.target is None and record.region == region]
-    by_image = _successes_by_image(searches)
+    by_image = successes_by_image(searches)
     most = max((trials for _, trials in by_image.values()), default=0)
     if most < 2:
         return None
@@ -248,7 +248,7 @@ def repeat_statistics(records: Iterable[AttackRecord], region: str, confidence: 
 
 def image_success(records: Iterable[AttackRecord], region: str, goal: Goal) -> dict[Image, bool]:
     """Return for every image attacked in ``region`` whether it succeeded (targeted: for at least one target)."""
-    by_image = _successes_by_image(attacked(select(records, goal, region)))
+    by_image = successes_by_image(attacked(select(records, goal, region)))
     return {image: hits > 0 for image, (hits, _) in by_image.items()}
 
 
