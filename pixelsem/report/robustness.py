@@ -30,6 +30,8 @@ _COLUMNS = (
     Column("dong2020", "dong2020", "percent"),
 )
 
+_TICKS = 8  # strengths up to which each has its own
+
 
 @dataclass(frozen=True)
 class RobustnessRow:
@@ -100,6 +102,9 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
             draw_lines(place, series, looks)
             place.set_title(name)
             place.set_xlabel(own[0].defense.info.main)
+            strengths = sorted({row.defense.strength for row in own})
+            if len(strengths) <= _TICKS:
+                place.set_xticks(strengths)
             place.set_ylim(0, 1.02)
             place.grid(axis="y")
             show_percent(place)
