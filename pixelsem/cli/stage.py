@@ -120,7 +120,7 @@ def stage_verify(*, stages: Verified = None, verify: VerifyOptions, options: Rep
     """Check stages: every record, every file, every pixel that is known, every success, scored again.
 
     One line per problem on stderr, and exit code 1. The paths of sound stages go to stdout, so that
-    `pixelsem stage verify STAGE | pixelsem evaluate` evaluates nothing that is damaged.
+    `pixelsem stage verify STAGE | pixelsem evaluate -` evaluates nothing that is damaged.
     """
     console = Console(quiet=options.quiet, as_json=options.json)
     reports = []
