@@ -113,7 +113,9 @@ class FewPixels:
         return torch.cat(parts).view(genes.shape[:2])
 
 
-def trainer(settings: TrainSettings, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Adversary | None:
+def training_adversary(
+    settings: TrainSettings, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+) -> Adversary | None:
     """Return what training attacks with, None for ``standard``; ``settings`` are resolved."""
     if settings.method == "standard":
         return None
@@ -123,7 +125,7 @@ def trainer(settings: TrainSettings, scale: Callable[[Tensor], Tensor] = lambda 
     return SignAscent(_given(settings.epsilon), _given(settings.step), steps, scale)
 
 
-def tester(settings: TrainSettings) -> Adversary:
+def measuring_adversary(settings: TrainSettings) -> Adversary:
     """Return what robust accuracy is measured with: PGD with steps of ε/4, or for ``pixel`` a longer search."""
     steps = _given(settings.robust_steps)
     if settings.method == "pixel":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelsem.defenses.adversaries import Adversary, seed_of, tester, trainer
+from pixelsem.defenses.adversaries import Adversary, measuring_adversary, seed_of, training_adversary
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.metrics.intervals import wilson
 from pixelsem.models.classifier import Classifier
@@ -42,8 +42,8 @@ def attacked_accuracy(
         seed = seed_of(settings.seed, 0)
         return measure_robustness(classifier, taken, labels[chosen], where, adversary, seed, device=device)
 
-    single = trainer(settings) if settings.method == "fast" else None
-    return under(tester(settings)), None if single is None else under(single)
+    single = training_adversary(settings) if settings.method == "fast" else None
+    return under(measuring_adversary(settings)), None if single is None else under(single)
 
 
 def measure_robustness(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelsem.defenses.adversaries import FewPixels, seed_of, trainer
+from pixelsem.defenses.adversaries import FewPixels, seed_of, training_adversary
 from pixelsem.defenses.robustness import attacked_accuracy, best_so_far, find_collapse
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.fitness.allocation import keep_freed_memory
@@ -45,7 +45,7 @@ class _Run:
             self.optimizer, lambda step: rate(step, steps, settings.warmup, settings.schedule)
         )
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
-        self.adversary = trainer(settings, self.scaler.scale)
+        self.adversary = training_adversary(settings, self.scaler.scale)
         self.best: dict[str, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -101,7 +101,8 @@ class _Run:
     def _logits(self, x: Tensor) -> Tensor:
         half = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
         with torch.autocast(x.device.type, half, enabled=self.settings.precision != "fp32"):
-            return self.trained(x).float()
+            logits: Tensor = self.trained(x)
+        return logits.float()
 
 
 def train(
