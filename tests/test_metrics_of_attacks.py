@@ -265,6 +265,8 @@ class TestDensity:
         mine = areas.density(found)
         assert mine.density.value == pytest.approx(best.x, rel=1e-6)
         assert mine.density.low < 2 < mine.density.high
+        for end in (mine.density.low, mine.density.high):
+            assert 2 * (likelihood(end, found) - likelihood(best.x, found)) == pytest.approx(3.8414588, rel=1e-5)
         assert mine.images == 300
         assert mine.area.value == pytest.approx(np.mean([one.area for one in found.values()]))
 
@@ -283,8 +285,12 @@ class TestDensity:
     def test_nothing_and_everything(self):
         none = areas.density({("1", "cat"): areas.Searched(0.5, False)})
         every = areas.density({(str(n), "cat"): areas.Searched(0.5, True) for n in range(3)})
-        assert (none.density.value, none.density.high) == (0, 0)
+        half_chi = 3.841458820694124 / 2  # of one degree of freedom, at 95 %
+        assert (none.density.value, none.density.low) == (0, 0)
+        assert none.density.high == pytest.approx(half_chi / 0.5)
         assert math.isinf(every.density.value)
+        assert math.isinf(every.density.high)
+        assert -3 * math.log(-math.expm1(-every.density.low / 2)) == pytest.approx(half_chi)
         assert areas.density({}) is None
 
     def test_a_region_that_is_only_bigger_has_the_same_density(self):
@@ -309,7 +315,8 @@ class TestDensity:
         setups, _ = combine([AttackStage("s", info("foreground"), [record("1", "foreground", to="dog")])])
         ((*_, area, share, value, low, high, ratio, _, _),) = density_table(setups).rows
         assert (area, share.value) == (0.4, 1)
-        assert (value, low, high, ratio) == (None, None, None, None)
+        assert (value, high, ratio) == (None, None, None)
+        assert low > 0
 
 
 def run(name: str, hits: dict[str, str], images: str = "1234", seed: int = 0, **options) -> AttackStage:

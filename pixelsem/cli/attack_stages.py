@@ -87,6 +87,7 @@ class Group:
 class AttackStages:
     """Some attack stages, read once and gathered into setups.
 
+    :ivar paths: the stages' folders, as given.
     :ivar stages: every stage with what tables need of it; one given twice is there once.
     :ivar setups: see :func:`pixelsem.metrics.setups.combine`.
     :ivar notes: what was left out.
@@ -96,11 +97,13 @@ class AttackStages:
         """Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` for a damaged one."""
         self.stages: list[tuple[Stage, AttackStage]] = []
         self.notes: list[str] = []
-        for path in {path.resolve(): path for path in paths}.values():
+        distinct = {path.resolve(): path for path in reversed(paths)}
+        self.paths = list(reversed(distinct.values()))
+        self.notes += [f"{path}: given twice; counted once" for path in self.paths if paths.count(path) > 1]
+        for path in self.paths:
             stage = Stage.open(path)
             records = list(stage.attack_records())
-            if not records:
-                self.notes.append(f"{path}: holds no records yet")
+            self.notes += _gaps(stage, len(records))
             self.stages.append((stage, AttackStage(str(path), stage.info, records)))
         if not any(data.records for _, data in self.stages):
             raise PixelsemError(f"{paths[0]}: nothing attacked yet; run its attack command again and let it work")
@@ -143,6 +146,18 @@ class AttackStages:
     def of_setup(self, setup: Setup) -> Stage:
         """Return the first stage of a setup."""
         return next(stage for stage, data in self.stages if data.name == setup.stages[0])
+
+
+def _gaps(stage: Stage, count: int) -> list[str]:
+    """Say what a stage that was not finished lacks."""
+    if count == 0:
+        return [f"{stage.path}: holds no records yet"]
+    planned = (stage.info.counts or {}).get("searches")
+    if planned is None:
+        return [f"{stage.path}: was not finished; the same attack command goes on from there"]
+    if count < planned and stage.info.options.get("target") is None:
+        return [f"{stage.path}: holds {count} of {planned} searches; the others failed or are still to be run"]
+    return []
 
 
 def open_attacks(given: Sequence[Path] | None, run: Path, note: Callable[[str], None]) -> AttackStages:

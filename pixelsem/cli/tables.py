@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.settings import Settings, option
@@ -28,17 +30,46 @@ class TableOptions(Settings):
     quiet: bool = option(False, "No tables on stderr.", flag="-q")
 
 
+def output_folder(context: typer.Context, options: TableOptions, inputs: Sequence[Path], name: str) -> Path:
+    """Return where tables go: ``-o``; else ``name`` in ``--run`` where that is given, else beside the inputs.
+
+    Where ``inputs`` lie in several folders, ``name`` is in ``--run``'s default.
+    """
+    if options.output is not None:
+        return options.output
+    source = context.get_parameter_source("run")
+    beside = {path.resolve().parent: path for path in inputs}
+    if source is None or source.name != "DEFAULT" or len(beside) != 1:
+        return options.run / name
+    ((resolved, path),) = beside.items()
+    # As the user wrote it, but for names that say nothing of a parent (., ..).
+    return (path.parent if path.name not in ("", "..") and not path.is_symlink() else resolved) / name
+
+
 def show_tables(
-    console: Console, folder: Path, tables: Sequence[Table], notes: Sequence[str], summary: dict[str, Any]
+    console: Console,
+    folder: Path,
+    tables: Sequence[Table],
+    notes: Sequence[str],
+    summary: dict[str, Any],
+    *,
+    shown: Collection[str] | None = None,
 ) -> None:
-    """Write tables to ``folder``, print them and ``notes`` for people, and the folder (or all as JSON) on stdout."""
+    """Write tables to ``folder``, print them and ``notes`` for people, and the folder (or all as JSON) on stdout.
+
+    ``shown`` are the names of the tables that are printed (default: all but those that repeat another one in a long
+    form); a line names the others.
+    """
     from pixelsem.report.tables import to_plain, write_tables
     from pixelsem.report.terminal import to_rich
 
     write_tables(folder, tables)
-    shown = [] if console.quiet else [table for table in tables if table.name not in _NOT_SHOWN]
-    for table in reversed(shown):  # the first table is the answer: it comes last, where a terminal leaves the eye
+    printed = [t for t in tables if (t.name not in _NOT_SHOWN if shown is None else t.name in shown)]
+    # The first table is the answer: it comes last, where a terminal leaves the eye.
+    for table in [] if console.quiet else reversed(printed):
         console.table(to_rich(table, console.rich.width))
+    if shown is not None and (others := [table.name for table in tables if table not in printed]):
+        console.note(f"more tables are in {folder}: {', '.join(others)}")
     for note in notes:
         console.note(f"note: {note}")
     plain = {table.name: to_plain(table) for table in tables}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,43 @@ class Density:
 
 
 def density(found: Mapping[Image, Searched], confidence: float = 0.95) -> Density | None:
-    """Return :class:`Density` over images (see :func:`searched`); None without any."""
+    """Return :class:`Density` over images (see :func:`searched`), with a likelihood-ratio interval, or None."""
     area = mean_of(one.area for one in found.values())
     success = rate(sum(one.success for one in found.values()), len(found), confidence)
     if area is None or success is None:
         return None
     areas, hits = _arrays(list(found.values()))
-    resampled = np.concatenate([_densities(times, areas, hits) for times in draws(len(areas))])
-    return Density(len(found), area, success, _interval(_density(areas, hits), resampled, confidence))
+    return Density(len(found), area, success, _likely(_density(areas, hits), areas, hits, confidence))
+
+
+def _likely(density: float, areas: Array, hits: Array, confidence: float) -> Interval:
+    """Return the densities that the images do not speak against: the likelihood-ratio interval.
+
+    It has both ends where a bootstrap has none: without a success, and without a failure.
+    """
+    won, lost = areas[hits > 0], float(((1 - hits) * areas).sum())
+
+    def likelihood(value: float) -> float:
+        return float(np.log(-np.expm1(-value * won)).sum()) - value * lost
+
+    best = likelihood(density) if 0 < density < np.inf else 0.0
+    least = best - NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / 2
+    # Where to start from: a density at which even the greatest area rarely succeeds, or the least rarely fails.
+    middle = density if 0 < density < np.inf else 1e-3 if density == 0 else 50.0 / float(areas.min())
+    low = 0.0 if density == 0 else _crossing(likelihood, least, middle, 0.5)
+    high = np.inf if density == np.inf else _crossing(likelihood, least, middle, 2.0)
+    return Interval(density, low, float(high))
+
+
+def _crossing(likelihood: Callable[[float], float], least: float, start: float, factor: float) -> float:
+    """Return where a likelihood, falling from ``start`` in steps of ``factor`` on, is ``least``."""
+    inside, outside = start, start * factor
+    while likelihood(outside) > least:
+        inside, outside = outside, outside * factor
+    for _ in range(60):
+        middle = (inside * outside) ** 0.5
+        inside, outside = (middle, outside) if likelihood(middle) > least else (inside, middle)
+    return inside
 
 
 def density_ratio(

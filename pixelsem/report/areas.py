@@ -40,14 +40,10 @@ def density_table(setups: Sequence[Setup], confidence: float = 0.95) -> Table:
     notes = [
         "Density: the λ of success = 1 − exp(−λ · area), area as a share of the image: regions of equal density differ "
         "in success by their area alone. To background: the foreground's density over the background's, on images "
-        f"attacked in both; above 1, the foreground is more fragile than its size explains. {_how(confidence)} No "
-        "number stands for one without bound."
+        "attacked in both; above 1, the foreground is more fragile than its size explains. Likelihood-ratio and (To "
+        f"background) percentile bootstrap {level(confidence)}; no number stands for one without bound."
     ]
     return Table("density", "Success for the area of a region", columns, rows, notes)
-
-
-def _how(confidence: float) -> str:
-    return f"Percentile bootstrap over images, {level(confidence)}."
 
 
 def _interval(found: metrics.Interval | None) -> list[Cell]:

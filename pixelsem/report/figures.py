@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pixelsem.files import write_atomically
@@ -162,7 +162,7 @@ def draw_lines(
     *,
     steps: bool = False,
     markers: bool = True,
-    band: float = 0.16,
+    band: float = 0.13,
 ) -> None:
     """Draw lines with their intervals as bands; ``steps`` keeps a value until the next x (survival curves).
 
@@ -258,13 +258,14 @@ def _write_numbers(
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
         dark = (value - low) / (high - low) > 0.6
-        colour = "white" if dark else QUIET if value == 0 else INK
+        colour = "white" if dark else "#8C8C8C" if value == 0 else INK
         axes.text(column, row, text(value), ha="center", va="center", fontsize=7, color=colour)
 
 
-def draw_scale(figure: Figure, image: AxesImage, axes: Iterable[Axes], label: str) -> None:
-    """Add the colour scale of heat maps with common limits beside their ``axes``."""
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, shrink=0.8, pad=0.02)
+def draw_scale(figure: Figure, image: AxesImage, axes: Iterable[Axes], label: str, *, whole: bool = False) -> None:
+    """Add the colour scale of heat maps with common limits beside their ``axes``; ``whole`` for counts."""
+    ticks = MaxNLocator(integer=True) if whole else None
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, shrink=0.8, pad=0.02, ticks=ticks)
     bar.outline.set_visible(False)
     bar.set_label(label)
 
