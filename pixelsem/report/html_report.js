@@ -144,7 +144,8 @@
   const says = (item) => {
     if (item.after === null) return REASONS[item.outcome] ?? "not attacked";
     if (item.success) return `→ ${item.after.class} ${percent(item.after.confidence)}`;
-    return `stays ${item.after.class} ${percent(item.after.confidence)}`;
+    const same = item.after.class === item.before.class;
+    return `${same ? "stays" : `becomes ${item.after.class}`} ${percent(item.after.confidence)}`;
   };
 
   const meter = (share) => {

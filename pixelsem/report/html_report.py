@@ -168,7 +168,7 @@ def _setup_charts(setup: Setup) -> Iterator[tuple[str, str, str]]:
         for region in setup.regions
         if (own := [record for record in searches if record.region == region])
     }
-    if any(hits for hits, _ in series.values()) and max(q for hits, _ in series.values() for q in hits) > 1:
+    if len({query for found, _ in series.values() for query in found}) > 1:  # else all took the same number of steps
         below = "Untargeted searches that had succeeded within so many candidates scored by the model, of all searches."
         yield "Success by queries", query_chart(series), below
     hits = [record for record in searches if record.success and record.after is not None]
