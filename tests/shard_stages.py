@@ -14,7 +14,19 @@ from pixelsem.cli.app import app
 from pixelsem.images import write_image
 from pixelsem.stage import Stage
 
-TINY = ["--population", "12", "--generations", "2", "--device", "cpu", "--evaluator", "dense", "--batch-size", "64", "-q"]
+TINY = [
+    "--population",
+    "12",
+    "--generations",
+    "2",
+    "--device",
+    "cpu",
+    "--evaluator",
+    "dense",
+    "--batch-size",
+    "64",
+    "-q",
+]
 
 
 def call(*arguments: object, code: int = 0) -> Any:

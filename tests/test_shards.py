@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pixelsem.engine.shards import Shard, shard_of, take
 from pixelsem.errors import PixelsemError
-from pixelsem.records import SegmentRecord
+from pixelsem.records import FILE_FIELDS, PATH_FIELDS, RECORD_TYPES, SegmentRecord
 
 names = st.lists(st.text(min_size=1, max_size=30), unique=True, max_size=40)
 
@@ -60,3 +60,9 @@ def test_parts_are_written_as_they_are_read() -> None:
     assert shard == Shard(3, 16)
     assert (str(shard), shard and shard.suffix) == ("3/16", "-shard3of16")
     assert Shard.parse(None) is None
+
+
+def test_every_kind_of_stage_says_which_paths_are_files_of_its_own() -> None:
+    """Merging copies these, verifying reads them."""
+    assert FILE_FIELDS.keys() == RECORD_TYPES.keys() == PATH_FIELDS.keys()
+    assert all(set(FILE_FIELDS[kind]) <= set(PATH_FIELDS[kind]) for kind in RECORD_TYPES)

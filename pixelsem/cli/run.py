@@ -156,8 +156,7 @@ def _typed(parameter: Any, name: str, value: Any) -> list[str]:
         wanted = "true or false" if parameter.is_flag else "a value that is not true or false"
         raise PixelsemError(f"{name}: {wanted} expected, {value!r} given")
     if parameter.is_flag:
-        on, off = parameter.opts, parameter.secondary_opts
-        return on[:1] if value else off[:1]
+        return list(parameter.opts[:1] if value else parameter.secondary_opts[:1])
     long = next((word for word in parameter.opts if word.startswith("--")), option_name(name))
     if isinstance(value, list) and parameter.multiple:
         return [word for item in value for word in (long, str(item))]

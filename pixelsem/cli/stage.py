@@ -17,13 +17,14 @@ from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.options import expand
 from pixelsem.cli.stages import hold
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError, StageError
+from pixelsem.records import RECORD_TYPES
 from pixelsem.settings import Settings, option
 from pixelsem.stage import STAGE_FILE, Stage, count_lines
 
 if TYPE_CHECKING:
     from pixelsem.fitness.evaluator import Evaluator
 
-_ANY = ("segment", "attack", "train", "train-segment", "train-patch")
+_ANY = tuple(RECORD_TYPES)
 
 Out = Annotated[Path, typer.Argument(help="The stage to make, or to go on with.", metavar="OUT", show_default=False)]
 Parts = Annotated[

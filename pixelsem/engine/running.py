@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import IO
 
 from pixelsem.engine.plans import Plan, Step
 from pixelsem.errors import EXIT_OK, OutputError
@@ -45,7 +46,7 @@ class PlanRun:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopped = Lock(), False
 
-    def run(self) -> Iterator[Ended]:
+    def run(self) -> Generator[Ended, None, None]:
         """Run every step whose predecessors left a stage; yield how each ended, as it ends.
 
         One that failed for some of its images leaves a stage, and others go on from it. A step that takes several
@@ -82,7 +83,7 @@ class PlanRun:
         log = self._log(step) if self.jobs > 1 else None
         try:
             with ExitStack() as stack:
-                said = None
+                said: IO[bytes] | None = None
                 if log is not None:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     said = stack.enter_context(log.open("wb"))
@@ -101,7 +102,7 @@ class PlanRun:
     def _log(self, step: Step) -> Path:
         return self.plan.folder / self.plan.run / "logs" / (re.sub(r"[^\w.+-]", "-", step.name) + ".log")
 
-    def _start(self, command: list[str], said: object) -> subprocess.Popen[bytes] | None:
+    def _start(self, command: list[str], said: IO[bytes] | None) -> subprocess.Popen[bytes] | None:
         with self._lock:
             if self._stopped:
                 return None
@@ -110,7 +111,7 @@ class PlanRun:
                 cwd=self.plan.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=said,  # type: ignore[arg-type]
+                stderr=said,
             )
             self._running.add(process)
             return process
