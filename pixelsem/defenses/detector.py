@@ -24,7 +24,6 @@ from pixelsem.files import one_line, write_atomically
 DETECTOR_FILE = "detector.safetensors"
 
 _HEADER_KEY = "pixelsem-detector"
-_FORMAT = 1
 _DIGEST_BYTES = 16
 
 
@@ -70,7 +69,7 @@ def save_detector(detector: Detector, path: Path) -> None:
     """Write a detector, atomically; equal detectors give equal files. Raises :class:`OutputError`."""
     ensemble = detector.ensemble
     header = _Header(
-        format=_FORMAT,
+        format=1,
         kind=detector.type.kind,
         channels=detector.type.channels,
         version=detector.version,
@@ -80,7 +79,7 @@ def save_detector(detector: Detector, path: Path) -> None:
         search=detector.search,
     )
     seen = np.frombuffer(bytes.fromhex("".join(sorted(detector.seen))), np.uint8).reshape(-1, _DIGEST_BYTES)
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "subspaces": ensemble.subspaces.astype(np.int32),
         "weights": ensemble.weights,
         "thresholds": ensemble.thresholds,

@@ -72,7 +72,7 @@ class Ensemble:
 
     def score(self, rows: Array) -> Array:
         """Return the mean vote, float64 [N] in [-1, 1]; above 0 is adversarial. Raises as :meth:`votes` does."""
-        return 2.0 * self.votes(rows).mean(1) - 1.0
+        return np.asarray(2.0 * self.votes(rows).mean(1) - 1.0)
 
 
 def fit_discriminant(negative: Array, positive: Array, ridge: float) -> tuple[Array, float]:
@@ -166,7 +166,7 @@ class _Trainer:
         if self._settings.learners == 1 or self._settings.subspace is not None:
             return self._ensemble(min(self._settings.subspace or most, most))
         self._search()
-        return min(self._tried.values(), key=lambda ensemble: ensemble.error)
+        return self._tried[self._best()]
 
     def _search(self) -> None:
         """Grow the subspace while the error falls, then look on both sides of the best with finer steps."""
@@ -200,7 +200,7 @@ class _Trainer:
 
     def _ensemble(self, size: int) -> Ensemble:
         bag = _OutOfBag(len(self._pairs.groups))
-        learners = []
+        learners: list[tuple[Indices, Array, float]] = []
         while not self._enough(bag.errors):
             learners.append(self._learner(len(learners), size, bag))
         chosen, weights, thresholds = (np.stack(part) for part in zip(*learners, strict=True))
@@ -222,7 +222,9 @@ class _Trainer:
         return chosen, weights, threshold
 
     def _scaled(self, rows: Rows, chosen: Indices) -> Array:
-        return (rows[:, self._live[chosen]].astype(np.float64) - self._centre[chosen]) / self._scale[chosen]
+        wide: Array = rows[:, self._live[chosen]].astype(np.float64)
+        scaled: Array = (wide - self._centre[chosen]) / self._scale[chosen]
+        return scaled
 
     def _draw(self, rng: np.random.Generator) -> Indices:
         """Return how often each image is drawn: a bootstrap sample, or all alike where one discriminant is wanted."""

@@ -53,7 +53,11 @@ class EnsembleSettings(Settings):
         metavar="D",
     )
     ridge: float = option(
-        1e-3, "Added to the variance of every feature, in units of its own, so that few images do.", low=1e-10, high=1e3
+        1e-2,
+        "Added to the covariance's diagonal, in units of a feature's variance: the more, the fewer images there are "
+        "(1e-10 hardly more than inverting it takes, as Kodovský et al. do).",
+        low=1e-10,
+        high=1e3,
     )
     seed: int = option(0, "Seed of the split, the subspaces and the bootstrap samples.", low=0)
 
