@@ -164,6 +164,14 @@ class TestCommand:
         (row,) = rows_of(tmp_path / "out").values()
         assert row["box"] == "white"
 
+    def test_another_model_in_the_substitutes_place_is_refused(self, call, tmp_path, models):
+        own = {"model": "nets.py:darkest", "classes": "../classes.txt", "input_size": SIZE}
+        stage = make_stage(tmp_path / "a", **own)
+        result = call(stage, "-o", tmp_path / "out")
+        assert result.exit_code == 1
+        assert "is not the model that was attacked" in result.stderr
+        assert not (tmp_path / "out").exists()
+
     def test_a_model_of_other_classes_is_left_out(self, call, tmp_path, models):
         stage = make_stage(tmp_path / "a")
         (tmp_path / "other.txt").write_text("a\nb\nc\n")

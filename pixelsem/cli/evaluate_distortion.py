@@ -10,7 +10,7 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -40,7 +40,9 @@ class DistortionOptions(Settings):
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
 
 
-def evaluate_distortion(*, stages: Stages = None, what: DistortionOptions, options: TableOptions) -> None:
+def evaluate_distortion(
+    *, context: typer.Context, stages: Stages = None, what: DistortionOptions, options: TableOptions
+) -> None:
     """Attack success rate, SSIM, PSNR and L0, L1, L2, L∞ by network, attack and region (qian2021, Table I).
 
     Means over the successes, and over all tries where what failed is known too (few-pixel attacks). norms.csv has
@@ -66,7 +68,7 @@ def evaluate_distortion(*, stages: Stages = None, what: DistortionOptions, optio
             rows += _rows(group, what.device, failures, options.confidence)
             bar.update(number)
     key = digest({"stages": attacks.identities, "common": what.common})
-    folder = options.output or options.run / f"evaluate-distortion-{key[:6]}"
+    folder = output_folder(context, options, attacks.paths, f"evaluate-distortion-{key[:6]}")
     level = options.confidence
     tables = [distortion_table(rows, level, what.common), norms_table(rows, level)]
     show_tables(console, folder, tables, notes, {"inputs": attacks.names, "failures": failures})

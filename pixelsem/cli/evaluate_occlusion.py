@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import typer
+
 from pixelsem.cli.console import Console
 from pixelsem.cli.evaluate_masks import Masks, open_masks
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.models.options import load, model_of, parse_models
 from pixelsem.models.settings import ModelOptions
@@ -74,7 +76,12 @@ class OcclusionOptions(Settings):
 
 
 def evaluate_occlusion(
-    *, masks: Masks = None, what: OcclusionOptions, drawing: FigureOptions, options: TableOptions
+    *,
+    context: typer.Context,
+    masks: Masks = None,
+    what: OcclusionOptions,
+    drawing: FigureOptions,
+    options: TableOptions,
 ) -> None:
     """Accuracy with a region's pixels set to 0, and with all but the region's (qian2021, Fig. 3: Adv-CFR, Adv-non-CFR).
 
@@ -102,7 +109,9 @@ def evaluate_occlusion(
         raise PixelsemError(f"{', '.join(str(source.path) for source in sources.values())}: no image has a mask")
     asked = {"tau": what.tau, "fill": what.fill, "labels": what.labels, "resize": what.resize}
     key = digest({"masks": [source.identity() for source in sources.values()], "models": digests, **asked})
-    folder = options.output or options.run / f"evaluate-occlusion-{key[:6]}"
+    folder = output_folder(
+        context, options, [source.path for source in sources.values()], f"evaluate-occlusion-{key[:6]}"
+    )
     files = write_figures(console, folder, {"occlusion": partial(draw_occlusion, rows)}, drawing.formats)
     inputs = [str(source.path) for source in sources.values()]
     summary = {"inputs": inputs, "figures": files, "failures": failures}
@@ -169,7 +178,8 @@ class _Job:
                     failures[image_id] = str(error)
                     continue
                 self.predicted += source == "predicted"
-                yield Seen(*(one == label for one in seen), float(region.mean()))
+                right = [one == label for one in seen]
+                yield Seen(right[0], right[1], right[2], float(region.mean()))
 
 
 class _Reader:

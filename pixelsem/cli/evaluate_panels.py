@@ -254,9 +254,10 @@ def _setup_name(setup: Setup, several_attacks: bool) -> str:
 
 
 def _matched(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
-    """Keep one line per network and attack: those whose L2 lie nearest together; the best agreeing groups first.
+    """Keep one line per network and attack: those whose L2 lie nearest together.
 
-    Groups without successes of at least two attacks are left out. Raises :class:`PixelsemError` where that is all.
+    Groups with most attacks come first, then those that agree best; groups without successes of at least two
+    attacks are left out. Raises :class:`PixelsemError` where that is all.
     """
     keyed = []
     for group in groups:
@@ -268,7 +269,7 @@ def _matched(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
             ratio, lines = min(
                 (_nearest(by_attack, length) for length in _lengths(by_attack)), key=lambda pick: pick[0]
             )
-            keyed.append((ratio, lines[0].id, lines[0].target or "", lines))
+            keyed.append((-len(lines), ratio, lines[0].id, lines[0].target or "", lines))
     if not keyed:
         raise PixelsemError("--match-l2: no image was successfully attacked in two ways; there is nothing to match")
     return [lines for *_, lines in sorted(keyed, key=lambda item: item[:-1])]

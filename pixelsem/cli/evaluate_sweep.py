@@ -12,7 +12,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -37,7 +37,9 @@ class SweepOptions(Settings):
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
 
 
-def evaluate_sweep(*, stages: Stages = None, what: SweepOptions, drawing: FigureOptions, options: TableOptions) -> None:
+def evaluate_sweep(
+    *, context: typer.Context, stages: Stages = None, what: SweepOptions, drawing: FigureOptions, options: TableOptions
+) -> None:
     """Attack success rate, SSIM, L0 and L2 by one or two options of the attack (qian2021, Figs. 9 and 10).
 
     Also dong2020's Fig. 8 and the like. Finds the options in which the stages differ by itself. Every point counts
@@ -64,7 +66,7 @@ def evaluate_sweep(*, stages: Stages = None, what: SweepOptions, drawing: Figure
     if not rows:
         raise PixelsemError(f"{', '.join(attacks.names)}: no image was attacked; there is nothing to show")
     key = digest({"stages": attacks.identities, "x": x, "y": y, "heat_map": what.heat_map})
-    folder = options.output or options.run / f"evaluate-sweep-{key[:6]}"
+    folder = output_folder(context, options, attacks.paths, f"evaluate-sweep-{key[:6]}")
     draw = partial(draw_heat_maps, rows, x, y or "") if what.heat_map else partial(draw_lines_of, rows, x, y)
     files = write_figures(console, folder, {"sweep": draw}, drawing.formats)
     summary = {"inputs": attacks.names, "x": x, "y": y, "figures": files, "failures": failures}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import PixelsemError
 from pixelsem.models.options import load, model_of, parse_models
 from pixelsem.settings import Settings, option
@@ -54,7 +54,12 @@ class TransferOptions(Settings):
 
 
 def evaluate_transfer(
-    *, stages: Stages = None, what: TransferOptions, drawing: FigureOptions, options: TableOptions
+    *,
+    context: typer.Context,
+    stages: Stages = None,
+    what: TransferOptions,
+    drawing: FigureOptions,
+    options: TableOptions,
 ) -> None:
     """Substitute × target matrices of success and accuracy (dong2020, Table 1; qian2021, Figs. 7 and 8).
 
@@ -70,13 +75,13 @@ def evaluate_transfer(
     models = _targets(attacks, what.models)
     work = _Work(*_groups(attacks, what.common), what, options.confidence)
     with console.progress("transfer", len(models) * len(work.groups)) as bar:
-        for name, given in models.items():
-            work.test(name, given, bar.update)
+        for name, target in models.items():
+            work.test(name, target, bar.update)
     if not work.rows:
         exit_with(console, work.failures)
     rows = work.ordered()
     key = digest({"stages": attacks.identities, "models": work.digests, "common": what.common, "over": what.over})
-    folder = options.output or options.run / f"evaluate-transfer-{key[:6]}"
+    folder = output_folder(context, options, attacks.paths, f"evaluate-transfer-{key[:6]}")
     figures = {
         "transfer-success": partial(draw_transfer, rows, what.over, accuracy=False),
         "transfer-accuracy": partial(draw_transfer, rows, what.over, accuracy=True),
@@ -88,18 +93,23 @@ def evaluate_transfer(
     exit_with(console, work.failures)
 
 
-def _targets(attacks: AttackStages, given: Sequence[str] | None) -> dict[str, ModelOptions]:
+class _Target(NamedTuple):
+    """A target model; ``digest`` is that of the model it must be, None for one that the user named."""
+
+    options: ModelOptions
+    digest: str | None = None
+
+
+def _targets(attacks: AttackStages, given: Sequence[str] | None) -> dict[str, _Target]:
     """Return the target models by name: those that are given, else those of the stages, each once."""
     if given is not None:
-        return parse_models(given)
-    found: dict[str, ModelOptions] = {}
-    seen: set[str] = set()
+        return {name: _Target(options) for name, options in parse_models(given).items()}
+    found: dict[str, _Target] = {}
     for setup in attacks.setups:
-        stage = attacks.of_setup(setup)
-        if setup.model.get("digest") not in seen:
-            seen.add(str(setup.model.get("digest")))
+        stage, digest = attacks.of_setup(setup), str(setup.model.get("digest"))
+        if digest not in {target.digest for target in found.values()}:
             name = setup.network if setup.network not in found else f"{setup.network} ({stage.path.name})"
-            found[name] = model_of(stage)
+            found[name] = _Target(model_of(stage), digest)
     return found
 
 
@@ -127,11 +137,17 @@ class _Work:
         self.digests: dict[str, str] = {}
         self.failures: dict[str, str] = {}
 
-    def test(self, name: str, given: ModelOptions, update: Callable[[float], None]) -> None:
-        """Add the rows of one target model; one with other classes than the attacks' becomes a failure."""
+    def test(self, name: str, target: _Target, update: Callable[[float], None]) -> None:
+        """Add the rows of one target model; one with other classes than the attacks' becomes a failure.
+
+        So does one that should be a stage's own and is another: its file was changed or is elsewhere now.
+        """
         from pixelsem.metrics.predictions import Predictor
 
-        classifier = load(given)
+        classifier = load(target.options)
+        if target.digest not in (None, classifier.digest):
+            self.failures[name] = f"{name}: is not the model that was attacked; say where that is with --models"
+            return
         self.digests[name] = classifier.digest
         self._note_sizes(name, classifier)
         predictor = Predictor(classifier, device=self.what.device, batch_size=self.what.batch_size)

@@ -80,7 +80,8 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     squares = mean_x**2 + mean_y**2
     similarity = (2 * both + c1) * (2 * (product - both) + c2)
     similarity = similarity / ((squares + c1) * (square_x + square_y - squares + c2))
-    return similarity.mean(dim=(1, 2, 3))
+    means: Tensor = similarity.mean(dim=(1, 2, 3))
+    return means
 
 
 def _blurred(stacked: Tensor) -> Tensor:
@@ -96,12 +97,14 @@ def _blurred(stacked: Tensor) -> Tensor:
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Return 10 log10(255² / MSE) in dB, float64 [N]; infinite for equal images."""
     error = (first.double() - second.double()).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(LARGEST**2 / error)
+    decibels: Tensor = 10 * torch.log10(LARGEST**2 / error)
+    return decibels
 
 
 def l2(first: Tensor, second: Tensor) -> Tensor:
     """Return the Euclidean length of the change, float64 [N], in units of 0 to 255."""
-    return (first.double() - second.double()).flatten(1).norm(dim=1)
+    lengths: Tensor = (first.double() - second.double()).flatten(1).norm(dim=1)
+    return lengths
 
 
 def measure(clean: Tensor, attacked: Tensor) -> list[Distortion]:

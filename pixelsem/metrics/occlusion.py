@@ -60,12 +60,18 @@ def fill(
 def occlusion(seen: Sequence[Seen], confidence: float = 0.95) -> Occlusion | None:
     """Count over images, with Wilson intervals at level ``confidence``; None for no image."""
     clean, without, alone = ([getattr(one, name) for one in seen] for name in ("clean", "without", "alone"))
-    rates = [rate(sum(hits), len(hits), confidence) for hits in (clean, without, alone)]
-    if None in rates:
+    rates = [found for hits in (clean, without, alone) if (found := rate(sum(hits), len(hits), confidence))]
+    if not rates:
         return None
-    drops = (_pair(clean, other) for other in (without, alone))
-    area, empty = float(np.mean([one.area for one in seen])), sum(one.area == 0 for one in seen)
-    return Occlusion(*rates, *drops, area, empty)  # type: ignore[arg-type]
+    return Occlusion(
+        clean=rates[0],
+        without=rates[1],
+        alone=rates[2],
+        drop_without=_pair(clean, without),
+        drop_alone=_pair(clean, alone),
+        area=float(np.mean([one.area for one in seen])),
+        empty=sum(one.area == 0 for one in seen),
+    )
 
 
 def _pair(first: Sequence[bool], second: Sequence[bool]) -> Paired:

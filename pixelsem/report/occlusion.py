@@ -67,14 +67,14 @@ def draw_occlusion(rows: Sequence[OcclusionRow]) -> Figure:
 
     several = len({row.masks for row in rows}) > 1
     groups = [f"{row.network}\n{row.masks}" if several else row.network for row in rows]
-    bars = (("clean", "clean"), ("without", "without region (Adv-CFR)"), ("alone", "region alone (Adv-non-CFR)"))
+    bars = (("clean", "clean"), ("without", "without the region"), ("alone", "region alone"))
     with style():
         series = []
         for name, label in bars:
             rates = [getattr(row.found, name) for row in rows]
             numbers = ([getattr(rate, end) for rate in rates] for end in ("value", "low", "high"))
             series.append(Series(label, list(range(len(rows))), *numbers))
-        figure, axes = new_figure(width=max(3.6, 1.2 + 1.3 * len(rows)), height=3.4)
+        figure, axes = new_figure(width=max(5.2, 1.2 + 1.3 * len(rows)), height=3.4)
         draw_bars(axes[0, 0], groups, series)
         axes[0, 0].set_ylim(0, 1)
         axes[0, 0].set_ylabel("accuracy")

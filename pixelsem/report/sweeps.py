@@ -109,7 +109,7 @@ def draw_lines_of(rows: Sequence[SweepRow], x: str, y: str | None) -> Figure:
     with style():
         figure, axes = new_figure(2, 2, width=7.4, height=5.6, sharex=True)
         lines = _lines(rows, ticks, y)
-        for place, (title, number) in zip(axes.flat, _panels(), strict=True):
+        for place, (title, number) in zip(axes.ravel().tolist(), _panels(), strict=True):
             draw_lines(place, [series[number] for series in lines])
             place.set_title(title)
         for place in axes[1]:
