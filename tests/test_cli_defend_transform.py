@@ -184,7 +184,7 @@ def test_a_defence_must_come_from_somewhere(attacked: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_an_attack_on_a_defended_model_knows_of_the_defence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL)
-    typed = ("attack", "random", folder, "-m", f"{tmp_path / 'model.py'}:make", "--labels", "predicted", "--seed", 1)
+    typed = ("attack", "de", folder, "-m", f"{tmp_path / 'model.py'}:make", "--labels", "predicted", "--seed", 1)
     small = ("--population", 30, "--generations", 2, "-q", "--run", tmp_path / "run")
     plain = Stage.open(Path(run(*typed, *small).stdout.strip()))
     defended = Stage.open(Path(run(*typed, *small, "--defense", "median").stdout.strip()))

@@ -14,7 +14,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import PixelsemError, StageError
 from pixelsem.settings import Settings, option
 from pixelsem.transforms.registry import TRANSFORMS
@@ -70,7 +70,12 @@ class RobustnessOptions(Settings):
 
 
 def evaluate_robustness(
-    *, stages: Stages = None, what: RobustnessOptions, drawing: FigureOptions, options: TableOptions
+    *,
+    context: typer.Context,
+    stages: Stages = None,
+    what: RobustnessOptions,
+    drawing: FigureOptions,
+    options: TableOptions,
 ) -> None:
     """Success after image transforms, against their strength (dong2020, Figs. 4-6, Tables 3 and 4).
 
@@ -94,7 +99,7 @@ def evaluate_robustness(
         raise PixelsemError(f"{', '.join(attacks.names)}: nothing was attacked; there is nothing to defend against")
     used = [stage.info.contents for stage in transformed]
     key = digest({"stages": attacks.identities, "transformed": used, "what": [*what.defense], "common": what.common})
-    folder = options.output or options.run / f"evaluate-robustness-{key[:6]}"
+    folder = output_folder(context, options, attacks.paths, f"evaluate-robustness-{key[:6]}")
     figures = {"robustness": partial(draw_robustness, rows)} if curves_of(rows) else {}
     files = write_figures(console, folder, figures, drawing.formats)
     summary = {"inputs": attacks.names, "figures": files, "failures": work.failures}
@@ -129,9 +134,7 @@ def _origin(stage: Stage) -> Stage:
             break
         path = last.path / last.info.inputs[role]
         if not path.is_dir():
-            raise StageError(
-                f"{last.path}: the stage that it transformed is not at {path.resolve()}"
-            )
+            raise StageError(f"{last.path}: the stage that it transformed is not at {path.resolve()}")
         last = Stage.open(path)
         if role == "attack":
             return last
@@ -178,9 +181,7 @@ class _Work:
         if not plan and len(own) == 1:
             return [(own[0], None)]
         if not plan:
-            raise PixelsemError(
-                "no defence: give --defense, say jpeg:q=95:5:-10, or a stage of `pixelsem defend`"
-            )
+            raise PixelsemError("no defence: give --defense, say jpeg:q=95:5:-10, or a stage of `pixelsem defend`")
         return plan
 
     def run(self, update: Callable[[float], None]) -> None:
@@ -274,9 +275,7 @@ class _Images:
         search = pair.search.record
         record = self._records.get(search.key)
         if record is None or (record.adversarial is None) != (search.adversarial is None):
-            failures[search.id] = (
-                f"{self._stage.path}: holds nothing of {search.id!r}; run its command again"
-            )
+            failures[search.id] = f"{self._stage.path}: holds nothing of {search.id!r}; run its command again"
             return None
         try:
             clean = read_image(self._stage.resolve(record.image))

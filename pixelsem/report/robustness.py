@@ -13,6 +13,7 @@ from pixelsem.report.tables import Cell, Column, Table
 from pixelsem.transforms.specs import Defense
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = (
@@ -93,7 +94,8 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
     with style():
         figure, axes = new_figure(down, across, width=max(4.4, 3.2 * across), height=0.5 + 2.6 * down, sharey=True)
         looks = styles_for(attacks)
-        for place, (name, own) in zip(axes.flat, curves.items(), strict=False):
+        places: list[Axes] = list(axes.ravel())
+        for place, (name, own) in zip(places, curves.items(), strict=False):
             series = []
             for attack in attacks:
                 line = sorted((row for row in own if row.attack == attack), key=lambda row: row.defense.strength)
@@ -108,11 +110,11 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
             place.set_ylim(0, 1.02)
             place.grid(axis="y")
             show_percent(place)
-        for place in axes.flat[len(curves) :]:
+        for place in places[len(curves) :]:
             place.set_visible(False)
         for row_of_axes in axes:
             row_of_axes[0].set_ylabel("success after the defence")
-        show_legend(figure, axes.flat[0])
+        show_legend(figure, places[0])
     return figure
 
 

@@ -17,5 +17,6 @@ def reduce_depth(images: Tensor, settings: BitDepthSettings) -> Tensor:
     # In whole numbers: no half ever comes up, as 255 and steps are odd.
     levels = torch.arange(256, device=images.device)
     kept = (2 * levels * steps + 255) // 510
-    table = ((510 * kept + steps) // (2 * steps)).to(torch.uint8)
-    return table[images.long()]
+    table: Tensor = ((510 * kept + steps) // (2 * steps)).to(torch.uint8)
+    reduced: Tensor = table[images.long()]
+    return reduced

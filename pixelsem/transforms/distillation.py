@@ -31,7 +31,8 @@ def distil(images: Tensor, settings: DnnJpegSettings) -> Tensor:
 
 def _rounded(values: Tensor) -> Tensor:
     # Flat blocks come to lie on halves; these go up whatever the order of a sum makes of them.
-    return torch.floor(values + (0.5 + 1e-9))
+    rounded: Tensor = torch.floor(values + (0.5 + 1e-9))
+    return rounded
 
 
 def steps(quality: int) -> Tensor:
@@ -43,7 +44,8 @@ def steps(quality: int) -> Tensor:
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     table = torch.full((_BLOCK, _BLOCK), _HIGH_STEP)
     table[:_LOW, :_LOW] = _LOW_STEP
-    return ((table * scale + 50) // 100).clamp(min=1).double()
+    scaled: Tensor = (table * scale + 50) // 100
+    return scaled.clamp(min=1).double()
 
 
 def dct_basis(device: torch.device | str = "cpu") -> Tensor:
