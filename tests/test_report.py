@@ -241,6 +241,19 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
     assert list(folder.rglob("*.html")) == [folder / "folder.html"]
 
 
+def test_a_change_outside_of_its_image_is_said(folder: Path) -> None:
+    one = search(1, "original", hit=True)
+    far = search(2, "original", hit=True, pixels=[{"x": 10, "y": 0, "from": [0, 0, 0], "to": [1, 1, 1]}])
+    path = write_stage(folder / "run" / "a", info("original", counts={"searches": 2}), one, far)
+    write_pictures(path, one, 1)
+    for name in (far.clean, str(far.adversarial)):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes((path / one.clean).read_bytes())
+    result = call("run", "-o", "page.html", code=1)
+    assert "a changed pixel of 'cat/2.png' lies outside the image" in result.stderr
+    assert len(data_of(Path("page.html"))["about"]["items"]) == 1
+
+
 def test_the_gallery_has_room_for_successes_first(folder: Path) -> None:
     make_run(folder / "run")
     result = call("run", "-o", "page.html", "--gallery", 10)

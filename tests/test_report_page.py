@@ -152,8 +152,8 @@ def test_large_images_come_from_the_runs_folder(visit: Callable[..., Any], folde
     page.on("request", lambda request: files.append(request.url))
     page.locator("#grid button").first.click()
     viewed(page)
-    stage = (folder / "run" / "attack-foreground").as_uri()
-    assert sorted(files) == [f"{stage}/clean/cat/1.png", f"{stage}/masks/foreground/cat/1.png"]
+    stage = (folder / "run" / "attack-background").as_uri()
+    assert sorted(files) == [f"{stage}/clean/cat/1.png", f"{stage}/masks/background/cat/1.png"]
     assert page.locator("#zoom").inner_text() == "3 ×"
     page.keyboard.press("p")
     assert pixel(page).startswith("x 1, y 2 clean")  # a listed change is known, though files cannot be read

@@ -201,6 +201,7 @@ def _items(
     stages = {stage.path: number for number, (stage, _) in enumerate(opened.stages)}
     for done, (setup, search) in enumerate(searches, 1):
         try:
+            _check_changes(search)
             clean = search.clean()
             attacked, mask = search.attempt(clean), _mask(search)
         except (InputError, StageError) as error:
@@ -211,6 +212,13 @@ def _items(
         progress(done)
 
 
+def _check_changes(search: Search) -> None:
+    """Raise :class:`StageError` where a listed change lies outside of its image."""
+    record = search.record
+    if any(change.x >= record.width or change.y >= record.height for change in record.pixels):
+        raise StageError(f"{search.stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
+
+
 def _mask(search: Search) -> NDArray[np.bool_] | None:
     from pixelsem.images import read_mask
 
@@ -218,7 +226,7 @@ def _mask(search: Search) -> NDArray[np.bool_] | None:
     if record.mask is None:
         return None
     path = search.stage.resolve(record.mask)
-    mask = read_mask(path) != 0
+    mask: NDArray[np.bool_] = read_mask(path) != 0
     if mask.shape != (record.height, record.width):
         found, said = f"{mask.shape[1]}×{mask.shape[0]}", f"{record.width}×{record.height}"
         raise InputError(f"{path}: is {found}; the manifest says {said}")

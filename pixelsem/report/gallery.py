@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +68,10 @@ class Gallery:
             if pixels is not None and not whole:
                 pixels = resize_image(pixels, size, "lanczos")
             about[name] = None if pixels is None else (yield from self._place(pixels, lossless=whole))
-        mask = None if item.mask is None else resize_mask(item.mask, size).astype(np.uint8) * np.uint8(255)
-        about["mask"] = None if mask is None else (yield from self._place(mask, lossless=True))
+        about["mask"] = None
+        if item.mask is not None:
+            mask = resize_mask(item.mask.astype(np.uint8) * np.uint8(255), size).astype(np.uint8)
+            about["mask"] = yield from self._place(mask, lossless=True)
         self.items.append(about)
 
     def finish(self) -> Iterator[bytes]:
@@ -106,11 +108,11 @@ class _Sheet:
 
     @property
     def _across(self) -> int:
-        return max(1, SHEET // self._tiles[0].shape[1])
+        return max(1, SHEET // int(self._tiles[0].shape[1]))
 
     @property
     def full(self) -> bool:
-        return len(self._tiles) == self._across * max(1, SHEET // self._tiles[0].shape[0])
+        return len(self._tiles) == self._across * max(1, SHEET // int(self._tiles[0].shape[0]))
 
     def block(self) -> bytes:
         """Return the sheet as a part of the page."""
@@ -120,7 +122,7 @@ class _Sheet:
         blank = [np.zeros_like(self._tiles[0])] * (rows * columns - len(self._tiles))
         grid = np.stack(self._tiles + blank).reshape(rows, columns, *self._tiles[0].shape)
         picture = grid.swapaxes(1, 2).reshape(rows * height, columns * width, *self._tiles[0].shape[2:])
-        kind = "png" if self._lossless else "webp"
+        kind: Literal["png", "webp"] = "png" if self._lossless else "webp"
         about = {"width": width, "height": height, "columns": columns}
         return data_block(f"s{self.number}", about | {"source": data_uri(encode_image(picture, kind), kind)})
 
