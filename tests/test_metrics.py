@@ -438,7 +438,7 @@ def test_attacks_on_the_whole_image_count_in_every_variant_that_they_fit() -> No
     for order in ([whole, *grown], [*grown, whole]):
         setups, notes = combine(stages(*order))
         assert [setup.regions for setup in setups] == [["original", "foreground"]] * 2
-        assert [setup.variant for setup in setups] == ["grow=0", "grow=2"]
+        assert [setup.variant for setup in setups] == ["", "grow=2"]
         assert notes == []
 
 

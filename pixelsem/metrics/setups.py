@@ -22,6 +22,8 @@ _NOT_THE_SEARCH = frozenset({
 #: Options that change foreground and background, and mean nothing for the whole image.
 _OF_THE_REGION = ("match_area", "grow", "shrink", "flagged")
 
+_MOVES = ("match_area", "grow", "shrink")
+
 _SHOWN = ("pixels", "constraint")
 
 
@@ -186,7 +188,10 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
     return [
         f"{name}={_short(mine.get(name))}"
         for name in names
-        if name not in _SHOWN and any(other.get(name) != mine.get(name) for other in others)
+        if name not in _SHOWN
+        and any(other.get(name) != mine.get(name) for other in others)
+        # A border that was not moved needs no words beside one that was.
+        and (name not in _MOVES or mine.get(name))
     ]
 
 

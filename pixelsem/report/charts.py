@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -96,6 +97,11 @@ def setup_names(setups: Sequence[Setup]) -> list[str]:
     return [" · ".join(part for part, shown in zip(one, differ, strict=True) if shown and part) for one in parts]
 
 
+def _folded(name: str, length: int) -> str:
+    """Break a name into lines of about ``length`` characters, where it has parts."""
+    return "\n".join(wrap(name, length, break_long_words=False, break_on_hyphens=False))
+
+
 def _panels(setups: Sequence[Setup], numbers: Sequence[int], *, width: float = 3.6, height: float = 2.9) -> _Panels:
     return _Panels([setup_names(setups)[number] for number in numbers], width, height)
 
@@ -112,7 +118,7 @@ class _Panels:
         for spare in axes.ravel().tolist()[len(names) :]:
             spare.remove()
         for each, name in zip(self.axes, names, strict=True):
-            each.set_title(name, loc="left", fontsize=9, wrap=True)
+            each.set_title(_folded(name, 38), loc="left", fontsize=9)
 
     def finish(self, x: str, y: str) -> Figure:
         """Name the axes, add the legend of all series, and return the figure."""
@@ -152,7 +158,7 @@ def _draw_success(setups: Sequence[Setup], rates: Mapping[tuple[int, str], Rate]
     figure, axes = new_figure(width=max(4.0, 1.2 + 1.1 * len(numbers)), height=3.4)
     places = range(len(numbers))
     series = [_series(region, places, [rates.get((number, region)) for number in numbers]) for region in regions]
-    draw_bars(axes[0, 0], [names[number].replace(" · ", "\n") for number in numbers], series, styles_for(regions))
+    draw_bars(axes[0, 0], [_folded(names[number], 14) for number in numbers], series, styles_for(regions))
     show_percent(axes[0, 0])
     axes[0, 0].set_ylabel("attacked images that succeed" if goal == "untargeted" else "images with a target reached")
     show_legend(figure, axes[0, 0])
@@ -207,7 +213,7 @@ def _draw_class_pairs(setups: Sequence[Setup], goal: Goal) -> Figure:
             each.set_title(regions[column] if row == 0 else "")
             if (row, column) not in maps:
                 each.axis("off")
-        line[0].set_ylabel(names[row] if len(shown) > 1 else "")
+        line[0].set_ylabel(_folded(names[row], 30) if len(shown) > 1 else "")
     figure.supylabel("original class", fontsize=9)
     figure.supxlabel("target class" if goal == "targeted" else "class it was taken for", fontsize=9)
     draw_scale(figure, image, axes.ravel(), "successes", whole=True)
@@ -267,7 +273,7 @@ def _draw_fitness(fitness: Sequence[FitnessCurves], lines: int) -> Figure:
         last = axes[row, len(regions)]
         draw_lines(last, [_mean_series(one) for one in own.values()], styles, markers=False)
         last.set_title("means" if row == 0 else "")
-        axes[row, 0].set_ylabel(names[row] if len(setups) > 1 else "")
+        axes[row, 0].set_ylabel(_folded(names[row], 30) if len(setups) > 1 else "")
     for each in axes[-1]:
         each.set_xlabel("generation")
     figure.supylabel("best fitness", fontsize=9)
