@@ -105,10 +105,10 @@ def test_keys_alone_reach_every_image_and_pixel(visit: Callable[..., Any], folde
     assert f"x 2, y 2 clean {' '.join(map(str, clean[2, 2]))}" in pixel(page)
     assert "unchanged" in pixel(page)
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.getElementById('viewer-title').textContent === 'cat/10.png'")
+    page.wait_for_selector("#viewer-title:text-is('cat/10.png')")
     viewed(page)
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.title") == "cat/10.png"
+    page.wait_for_selector("#grid button[title='cat/10.png']:focus")
 
 
 def test_zoom_is_pixel_exact(visit: Callable[..., Any], folder: Path) -> None:
@@ -180,7 +180,7 @@ def test_light_dark_and_print(visit: Callable[..., Any], folder: Path) -> None:
     theme = "document.documentElement.dataset.theme"
     assert page.evaluate(theme) == "light"
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{theme} === 'dark'")
+    page.wait_for_selector("html[data-theme='dark']", state="attached")
     page.keyboard.press("t")
     assert page.evaluate(theme) == "light"
     page.emulate_media(color_scheme="light", media="print")
