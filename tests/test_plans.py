@@ -67,6 +67,7 @@ def test_a_plan_stands_for_plain_commands(tmp_path: Path) -> None:
     assert "--rect" in segmented[0]
     assert segmented[0][segmented[0].index("--rect") + 1] == "1,2,3,4"
     assert segmented[0][-1] == "my photos"
+    assert ["--device" in words for words in segmented] == [False, True, True]  # a method's own options only
     # Grad-CAM looks at a model, GrabCut at none.
     assert ["--model" in words or "-m" in words for words in segmented] == [False, True, True]
     assert "nin.safetensors" in segmented[2]
@@ -108,6 +109,7 @@ SMALL = "images: p\nattacks: {de: {}}\n"
         ("images: p\nattacks: {de: {models: vgg}}", "attacks.de.models: 'vgg' is none of allconv"),
         ("images: p\nattacks: {de: {regions: foreground}}", "attacks.de.regions: foreground needs masks"),
         (SMALL + "segment: {x: {method: y}}", "segment.x.method: 'y' is none of grabcut, "),
+        (SMALL + "segment: {slic: {iterations: 3, rect: [1, 2, 3, 4]}}", "segment.slic: unknown key 'rect'"),
         (SMALL + "options: {nothing: 1}", "options.nothing: is an option of none of the plan's commands"),
         (SMALL + "then: {x: {command: rm -rf}}", "then.x.command: 'rm -rf' is no attack, defend, evaluate or stage"),
         (SMALL + "then: {x: {command: evaluate, of: y}}", "then.x.of: 'y' is none of de"),

@@ -93,18 +93,20 @@ class Merge:
         """
         stages = list(self.parts)
         if (self.out / STAGE_FILE).exists():
-            stages.insert(0, Stage.open(self.out))
+            there = Stage.open(self.out)
+            # Another run there is refused when the stage is made.
+            stages[:0] = [there] if there.info.identity == stages[0].info.identity else []
         seen: dict[tuple[str, ...], tuple[Stage, Record]] = {}
         owners: dict[str, str] = {}
         for stage in stages:
             for record in stage.records():
-                there = seen.setdefault(record.key, (stage, record))
-                if there[1] != record:
+                first, known = seen.setdefault(record.key, (stage, record))
+                if known != record:
                     raise StageError(
-                        f"{record.key[0]!r} came out differently in {there[0].manifest} and in {stage.manifest}; "
+                        f"{record.key[0]!r} came out differently in {first.manifest} and in {stage.manifest}; "
                         "leave one of the parts out"
                     )
-                if there[0] is not stage and there[0].path != self.out and stage.path != self.out:
+                if first is not stage and first.path != self.out:
                     self._doubled.add(record.key)
                 self._check_files(stage, record, owners)
         return len(seen)

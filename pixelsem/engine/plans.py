@@ -120,6 +120,7 @@ class _Reader:
     def _segmentations(self) -> dict[tuple[str, str | None], str]:
         """Add the steps that make masks; return their names by entry and, where masks depend on it, model."""
         made: dict[tuple[str, str | None], str] = {}
+        of_methods = {each.name for method in METHODS.values() for each in dataclasses.fields(method.settings)}
         for name, entry in self.segment.items():
             key = f"segment.{name}"
             method = self._text(entry.get("method", name), f"{key}.method")
@@ -130,7 +131,8 @@ class _Reader:
             for model in self.models if by_model else [None]:
                 own = {n: v for n, v in self._model(model).items() if n in asked} if model else {}
                 step = "-".join(filter(None, ["segment", name, model]))
-                self._add(key, step, ["segment"], own | entry | {"method": method}, [self.images], ())
+                foreign = frozenset(of_methods - asked)  # `segment` knows them, but refuses them of this method
+                self._add(key, step, ["segment"], own | entry | {"method": method}, [self.images], (), foreign=foreign)
                 made[name, model] = step
         return made
 
@@ -182,7 +184,7 @@ class _Reader:
 
     def _add(
         self, key: str, name: str, command: list[str], own: Options, inputs: list[str], after: tuple[str, ...],
-        of: str | None = None,
+        of: str | None = None, foreign: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         """Add one command, checked against what the command line knows."""
         if len(self.steps) >= MAX_STEPS:
@@ -191,7 +193,7 @@ class _Reader:
             raise self._wrong(key, f"two commands would be called {name!r}; name the entries apart")
         own = {str(option).replace("-", "_"): value for option, value in own.items()}
         try:
-            known = self.commands.options(command)
+            known = self.commands.options(command) - foreign
             unknown = sorted(own.keys() - known)
             if unknown:
                 raise PixelsemError(f"unknown key {unknown[0]!r}; `{' '.join(command)}` has {', '.join(sorted(known))}")
