@@ -224,9 +224,7 @@ class DefendRecord(Struct, frozen=True, omit_defaults=True):
         return (self.id, self.region or "", self.target or "", str(self.repeat))
 
 
-Record = (
-    SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord | DetectionRecord | DefendRecord
-)
+Record = SegmentRecord | AttackRecord | EpochRecord | SaliencyEpochRecord | PatchRecord | DetectionRecord | DefendRecord
 
 #: The schema of each kind of stage.
 RECORD_TYPES: dict[str, type[Record]] = {

@@ -43,8 +43,8 @@ def open_images(path: Path) -> ImageSource:
 
     ``path`` is an image folder (flat or ``class/…``, sub-folders kept), one image file, a segmentation stage
     (the images it was made from, under its input ``images``), an attack stage (its own clean images, by the ids
-    they came with) or a stage of transformed images (these). Raises :class:`PixelsemError` where there is no image, :class:`StageError` where a
-    stage's images are not where it says.
+    they came with) or a stage of transformed images (these). Raises :class:`PixelsemError` where there is no
+    image, :class:`StageError` where a stage's images are not where it says.
     """
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:

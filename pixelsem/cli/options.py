@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -108,7 +108,9 @@ def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
     made = []
     for field in dataclasses.fields(kind):
         annotation = _annotation(field, hints[field.name])
-        default = list(field.default or ()) if field.metadata.get("several") else as_text(field.default)
+        default = (
+            list(cast("tuple[Any, ...]", field.default)) if field.metadata.get("several") else as_text(field.default)
+        )
         made.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )

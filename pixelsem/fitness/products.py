@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 _FEWEST_ROWS = 128  # with fewer, the weights' way into oneDNN's layout is longer than the product
 _FEWEST_WEIGHTS = 2**17
@@ -30,7 +33,7 @@ class Linear(nn.Linear):
         return result.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
 
-def with_fast_products(network: nn.Module) -> nn.Module:
+def with_fast_products(network: _Network) -> _Network:
     """Return ``network`` with its large linear layers, in place, as :class:`Linear` where the processor gains by it."""
     if convolutions_are_faster():
         for module in network.modules():

@@ -54,12 +54,14 @@ def dct_basis(device: torch.device | str = "cpu") -> Tensor:
     place = torch.arange(_BLOCK, dtype=torch.float64)[None]
     basis = torch.cos(torch.pi * (place + 0.5) * frequency / _BLOCK) * (2 / _BLOCK) ** 0.5
     basis[0] /= 2**0.5
-    return basis.to(device)
+    moved: Tensor = basis.to(device)
+    return moved
 
 
 def _to_blocks(images: Tensor) -> Tensor:
     """Cut [N, 3, H, W] into blocks, [N, 3, H/8, W/8, 8, 8]."""
-    return images.unflatten(3, (-1, _BLOCK)).unflatten(2, (-1, _BLOCK)).transpose(3, 4)
+    blocks: Tensor = images.unflatten(3, (-1, _BLOCK)).unflatten(2, (-1, _BLOCK))
+    return blocks.transpose(3, 4)
 
 
 def _from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
