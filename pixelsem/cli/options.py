@@ -109,7 +109,9 @@ def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
     for field in dataclasses.fields(kind):
         annotation = _annotation(field, hints[field.name])
         default = (
-            list(cast("tuple[Any, ...]", field.default)) if field.metadata.get("several") else as_text(field.default)
+            list(cast("tuple[Any, ...] | None", field.default) or ())
+            if field.metadata.get("several")
+            else as_text(field.default)
         )
         made.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
