@@ -88,6 +88,9 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     reach which class (``reachable``, without the label and those that no pixel reaches), and where its ``map`` is
     (16 bits, 65535 is a confidence of 1) and its ``overlay``, for people. ``digests`` are of the pixels of the
     record's files (:func:`pixelsem.images.pixel_digest`), by field.
+
+    ``adversarial`` is the image of a success, ``attempt`` the best one of a search that ran and failed, as it was
+    scored: what other models are shown of it, and what ``after`` and ``pixels`` are about. None where it was not kept.
     """
 
     id: Text
@@ -116,6 +119,7 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     reachable: dict[Text, Count] | None = None
     map: str | None = None
     overlay: str | None = None
+    attempt: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -203,7 +207,7 @@ class DefendRecord(Struct, frozen=True, omit_defaults=True):
     """One transformed image, or what became of one search's clean image and its adversarial one.
 
     ``image`` is the transformed plain or clean image. Of a search of an attack stage, ``adversarial`` is its
-    transformed success (None where it had none); ``region``, ``target``, ``repeat`` and ``label`` are the search's,
+    transformed success (None where it had none), ``attempt`` its transformed failure where that was kept; ``region``, ``target``, ``repeat`` and ``label`` are the search's,
     ``outcome`` is what became of it. ``digests`` are of the pixels of the record's files
     (:func:`pixelsem.images.pixel_digest`), by field.
     """
@@ -216,6 +220,7 @@ class DefendRecord(Struct, frozen=True, omit_defaults=True):
     repeat: Count = 0
     label: Text | None = None
     outcome: Outcome | None = None
+    attempt: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -241,23 +246,23 @@ RECORD_TYPES: dict[str, type[Record]] = {
 #: The fields that hold paths of files in the stage itself.
 FILE_FIELDS: dict[str, tuple[str, ...]] = {
     "segment": ("mask", "scribbles", "original"),
-    "attack": ("clean", "mask", "adversarial", "history", "map", "overlay"),
+    "attack": ("clean", "mask", "adversarial", "attempt", "history", "map", "overlay"),
     "train": (),
     "train-segment": (),
     "train-patch": (),
     "train-detector": (),
     "detect": (),
-    "defend": ("image", "adversarial"),
+    "defend": ("image", "adversarial", "attempt"),
 }
 
 #: The fields that hold paths relative to the stage or, for ids, to its input.
 PATH_FIELDS: dict[str, tuple[str, ...]] = {
     "segment": ("id", "image", "mask", "scribbles", "original"),
-    "attack": ("id", "clean", "mask", "adversarial", "history", "map", "overlay"),
+    "attack": ("id", "clean", "mask", "adversarial", "attempt", "history", "map", "overlay"),
     "train": (),
     "train-segment": (),
     "train-patch": (),
     "train-detector": ("id", "image"),
     "detect": ("id", "image"),
-    "defend": ("id", "image", "adversarial"),
+    "defend": ("id", "image", "adversarial", "attempt"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import attack_stages
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -173,6 +174,22 @@ def test_transformed_stages_give_the_same_as_a_transform_on_the_way(attacked: Pa
     after = rates(run("evaluate", "robustness", *stages, "--json", "-q", "-o", tmp_path / "one", "--format", "none"))
     typed = ("evaluate", "robustness", attacked, "--defense", "median:k=3/5", "--format", "none")
     assert after == rates(run(*typed, "--json", "-q", "-o", tmp_path / "two"))
+
+
+def test_a_failed_attempt_counts_after_the_defence(attacked: Path, tmp_path: Path) -> None:
+    """It did not fool the model, but its median does; on the way and transformed before."""
+    stage = Stage.open(attacked)
+    (firm,) = [record for record in stage.attack_records() if record.id == "cat/firm.png"]
+    write_image(attacked / "attempts/original/cat/firm.png", picture((100, 120, 100), dot=(255, 0, 0)))
+    stage.replace([(firm, msgspec.structs.replace(firm, attempt="attempts/original/cat/firm.png"))])
+    typed = ("evaluate", "robustness", attacked, "--defense", "median", "--json", "-q", "--format", "none")
+    found = rates(run(*typed, "-o", tmp_path / "one"))["median:kernel=3"]
+    assert (found["before"], found["after"], found["survived"]) == ((1, 2), (1, 2), (0, 1))
+    run("defend", "median", attacked, "-o", tmp_path / "out")
+    (made,) = [record for record in Stage.open(tmp_path / "out").defend_records() if record.id == "cat/firm.png"]
+    assert np.array_equal(read_image(tmp_path / "out" / str(made.attempt)), picture((100, 120, 100)))
+    typed = ("evaluate", "robustness", tmp_path / "out", "--json", "-q", "--format", "none")
+    assert rates(run(*typed, "-o", tmp_path / "two"))["median:kernel=3"] == found
 
 
 def test_a_defence_must_come_from_somewhere(attacked: Path, tmp_path: Path) -> None:

@@ -116,6 +116,9 @@ def test_only_noise_on_the_kept_side_counts(source: Stage) -> None:
             assert np.array_equal(shown[middle() > 0], whole[middle() > 0])
             assert np.array_equal(shown[middle() == 0], clean[middle() == 0])
         assert np.array_equal(read_mask(made.resolve(str(found.mask))), middle())
+    kept = read_image(made.resolve(str(inner["cat/outside.png"].attempt)))
+    clean, whole = (read_image(source.path / folder / "cat/outside.png") for folder in ("clean", "images/original"))
+    assert np.array_equal(kept, np.where(middle()[..., None] > 0, whole, clean))
 
 
 def test_an_unchanged_image_is_no_success(source: Stage) -> None:

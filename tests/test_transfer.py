@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,20 @@ def make_stage(path: Path, pairs=PAIRS, size: int = SIZE, **options) -> Path:
     return path
 
 
+def keep_attempts(stage: Path, images: dict[str, np.ndarray]) -> None:
+    """Give the failed searches of a stage the images that they came to."""
+    from pixelsem.stage import Stage
+
+    opened = Stage.open(stage)
+    changes = []
+    for one in list(opened.attack_records()):
+        if one.id in images:
+            name = f"attempts/original/{one.id}"
+            write_image(stage / name, images[one.id])
+            changes.append((one, msgspec.structs.replace(one, attempt=name)))
+    opened.replace(changes)
+
+
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "transfer.csv").open(newline="", encoding="utf-8") as file:
         return {row["target"]: row for row in csv.DictReader(file)}
@@ -106,24 +121,26 @@ def counts(row: dict[str, str], name: str) -> tuple[str, str]:
 class TestCounting:
     def test_by_hand(self):
         looks = [
-            Look(("a", "cat"), True, True, False),
-            Look(("b", "cat"), True, False, True),
-            Look(("c", "cat"), True, None, None),
-            Look(("d", "cat"), False, True, False),
+            Look(("a", "cat"), True, True, True, False),
+            Look(("b", "cat"), True, True, False, True),
+            Look(("c", "cat"), True, False, None, None),
+            Look(("d", "cat"), False, True, True, False),
+            Look(("e", "cat"), True, False, True, False),  # failed on the substitute, and fools the target model
         ]
         found = transfer(looks)
         rates = (found.natural, found.success, found.accuracy, found.of_attacked, found.accuracy_of_attacked)
-        assert [(rate.successes, rate.n) for rate in rates] == [(3, 4), (1, 2), (1, 2), (1, 3), (2, 3)]
+        assert [(rate.successes, rate.n) for rate in rates] == [(4, 5), (1, 2), (1, 2), (2, 4), (2, 4)]
+        assert found.not_kept == 1
 
     def test_targets_of_one_image_are_no_independent_trials(self):
-        looks = [Look((name, "cat"), True, name == "a", False) for name in "abcd" for _ in range(5)]
+        looks = [Look((name, "cat"), True, True, name == "a", False) for name in "abcd" for _ in range(5)]
         rate = transfer(looks).success
         assert (rate.successes, rate.n) == (5, 20)
         assert rate.effective_n < 10
         assert transfer(looks).natural.n == 4
 
     def test_nothing_written_has_no_rate(self):
-        found = transfer([Look(("a", "cat"), True, None, None)])
+        found = transfer([Look(("a", "cat"), True, False, None, None)])
         assert found.success is None
         assert found.accuracy is None
         assert (found.of_attacked.successes, found.of_attacked.n) == (0, 1)
@@ -151,6 +168,22 @@ class TestCommand:
             done = call(stage, "--models", models, "--over", over, "--json", "--format", "none")
             (row,) = json.loads(done.stdout)["tables"]["matrix"]["rows"]
             assert (row["target_1"], row["target_2"]) == (shown, "100.00")
+
+    def test_failures_that_were_kept_count_on_the_target_models(self, call, tmp_path, models):
+        """The fourth search left brightest a cat and darkest a ship; what was not kept is said."""
+        stage = make_stage(tmp_path / "a")
+        bound = "success of all attacked is a lower bound"
+        typed = ("--models", models, "--format", "none", "--json", "--over", "attacked")
+        before = call(stage, *typed)
+        kept = {name: clean for name, (clean, attacked) in PAIRS.items() if attacked is None}
+        keep_attempts(stage, {**kept, "cat/4.png": image(20, 99, 30)})
+        after = call(stage, *typed)
+        tables = [json.loads(done.stdout)["tables"] for done in (before, after)]
+        assert [bound in str(table["matrix"]["notes"]) for table in tables] == [True, False]
+        assert [table["matrix"]["rows"][0]["target_1"] for table in tables] == ["66.67", "100.00"]
+        rates = [row["of_attacked"] for row in tables[1]["transfer"]["rows"]]
+        assert [(rate["count"], rate["n"]) for rate in rates] == [(3, 3), (1, 1)]
+        assert [row["success"]["n"] for row in tables[1]["transfer"]["rows"]] == [2, 1]
 
     def test_without_models_the_substitutes_are_the_targets(self, call, tmp_path, models):
         own = {"model": "nets.py:brightest", "classes": "../classes.txt", "input_size": SIZE, "arch": None}

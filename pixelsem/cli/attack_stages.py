@@ -38,12 +38,13 @@ class Search:
     def attempt(self, clean: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         """Return what the search made of ``clean``, uint8 [H, W, 3]; None where that is not known.
 
-        A success was written. Of a failure the pixels that its best try changed are known where they are few.
+        A success was written, and a failure where such are kept; else the pixels that its best try changed are known
+        where they are few.
         Raises :class:`InputError` and :class:`StageError`.
         """
         record = self.record
-        if record.adversarial is not None:
-            return self._read(record.adversarial)
+        if (file := record.adversarial or record.attempt) is not None:
+            return self._read(file)
         if record.outcome != "attacked" or not record.pixels:
             return None
         if any(change.x >= record.width or change.y >= record.height for change in record.pixels):
@@ -180,8 +181,9 @@ class Pair:
 
     @property
     def written(self) -> bool:
-        """Is the attempt a file of the stage, which only a success is?"""
-        return self.search.record.adversarial is not None
+        """Is the attempt a file of the stage, as every success is, and a failure where such are kept?"""
+        record = self.search.record
+        return record.adversarial is not None or record.attempt is not None
 
 
 def read_pairs(searches: Sequence[Search], failures: dict[str, str], at_a_time: int = 256) -> Iterator[list[Pair]]:

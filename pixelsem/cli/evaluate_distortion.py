@@ -45,8 +45,8 @@ def evaluate_distortion(
 ) -> None:
     """Attack success rate, SSIM, PSNR and L0, L1, L2, L∞ by network, attack and region (qian2021, Table I).
 
-    Means over the successes, and over all tries where what failed is known too (few-pixel attacks). norms.csv has
-    every measure with its interval and median.
+    Means over the successes, and over all tries where what failed was kept too. norms.csv has every measure with
+    its interval and median.
     """
     from pixelsem.cli.attack_stages import common_images, open_attacks
     from pixelsem.report.distortion import distortion_table, norms_table

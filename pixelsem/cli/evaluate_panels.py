@@ -371,8 +371,8 @@ def _attacked(stage: Stage, record: AttackRecord, clean: NDArray[np.uint8]) -> A
     image = None
     if any(change.x >= clean.shape[1] or change.y >= clean.shape[0] for change in record.pixels):
         raise StageError(f"{stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
-    if record.adversarial is not None:
-        image = _read_pixels(stage, record.adversarial, record)
+    if (file := record.adversarial or record.attempt) is not None:
+        image = _read_pixels(stage, file, record)
     elif record.pixels:
         image = clean.copy()
         for change in record.pixels:

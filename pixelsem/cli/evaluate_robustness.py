@@ -79,9 +79,9 @@ def evaluate_robustness(
 ) -> None:
     """Success after image transforms, against their strength (dong2020, Figs. 4-6, Tables 3 and 4).
 
-    Puts each defence in front of the network that was attacked, and scores the written images again: grey-box where
-    the attack did not know of the defence, adaptive where it was run with the same --defense. Only images count that
-    the model gets right after the defence alone.
+    Puts each defence in front of the network that was attacked, and scores the attacked images again, those too that
+    did not fool it: grey-box where the attack did not know of the defence, adaptive where it was run with the same
+    --defense. Only images count that the model gets right after the defence alone.
     """
     from pixelsem.cli.attack_stages import AttackStages
     from pixelsem.report.robustness import curves_of, draw_robustness, robustness_table
@@ -231,7 +231,7 @@ class _Work:
     def _predicted(
         self, pairs: Sequence[Pair], predictor: Predictor, images: _Images | None
     ) -> list[tuple[Pair, int, int | None]]:
-        """Return, for every pair, the class of its clean image and that of its success (None where it had none)."""
+        """Return, for every pair, the class of its clean image and that of its attacked one (None where not kept)."""
         chosen: list[tuple[Pair, NDArray[np.uint8], NDArray[np.uint8] | None]] = []
         for pair in pairs:
             attempt = pair.attempt if pair.written else None
@@ -268,18 +268,19 @@ class _Images:
         self._records = {record.key: record for record in stage.defend_records()}
 
     def of(self, pair: Pair, failures: dict[str, str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None] | None:
-        """Return the transformed clean and adversarial image of a search; None, and a failure, where there are none."""
+        """Return the transformed clean and attacked image of a search; None, and a failure, where there are none."""
         from pixelsem.errors import InputError
         from pixelsem.images import read_image
 
         search = pair.search.record
         record = self._records.get(search.key)
-        if record is None or (record.adversarial is None) != (search.adversarial is None):
+        name = None if record is None else record.adversarial or record.attempt
+        if record is None or (name is None) == pair.written:
             failures[search.id] = f"{self._stage.path}: holds nothing of {search.id!r}; run its command again"
             return None
         try:
             clean = read_image(self._stage.resolve(record.image))
-            made = None if record.adversarial is None else read_image(self._stage.resolve(record.adversarial))
+            made = None if name is None else read_image(self._stage.resolve(name))
         except (InputError, StageError) as error:
             failures[search.id] = str(error)
             return None

@@ -43,7 +43,7 @@ class TransferOptions(Settings):
     )  # fmt: skip
     over: Literal["written", "attacked"] = option(
         "written", "What the matrix and the heat maps are over: written, the images that fooled the substitute; "
-        "attacked, all searches, of which those without an image count as failures (in the white box this is the ASR).",
+        "attacked, those too that did not, as the papers count (in the white box this is the ASR).",
     )  # fmt: skip
     common: bool = option(
         False, "Count only images that were attacked in every row, so that every substitute is right on them "
@@ -63,7 +63,7 @@ def evaluate_transfer(
 ) -> None:
     """Substitute × target matrices of success and accuracy (dong2020, Table 1; qian2021, Figs. 7 and 8).
 
-    Scores every written image of the stages with each target model. Only images that the target model gets right
+    Scores every attacked image of the stages with each target model. Only images that the target model gets right
     clean count. Images of another size than a target model's input are resized to it.
     """
     from pixelsem.cli.attack_stages import open_attacks
@@ -181,7 +181,7 @@ class _Work:
 
 
 def _look(group: Group, predictor: Predictor, failures: dict[str, str]) -> Iterator[Look]:
-    """Yield what a target model makes of a group's clean and written images.
+    """Yield what a target model makes of a group's clean and attacked images.
 
     Raises :class:`PixelsemError` where it does not know the classes.
     """
@@ -204,4 +204,4 @@ def _look(group: Group, predictor: Predictor, failures: dict[str, str]) -> Itera
                 after = next(attacked)
                 correct = after == label
                 hit = not correct if target is None else after == target
-            yield Look(image_of(record), before == label, hit, correct)
+            yield Look(image_of(record), before == label, record.success, hit, correct)

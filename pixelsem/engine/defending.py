@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pixelsem.errors import InputError, StageError
 from pixelsem.images import iter_chunks, pixel_digest, read_image, write_image
-from pixelsem.records import AttackRecord, DefendRecord
+from pixelsem.records import FILE_FIELDS, AttackRecord, DefendRecord
 from pixelsem.sources import ImageItem
 from pixelsem.stage import Stage, png_names
 from pixelsem.transforms.layer import apply
@@ -22,6 +22,9 @@ from pixelsem.transforms.specs import Defense
 
 #: Pixels of all images that are transformed together.
 _VALUES = 2**22
+
+#: Where attacks put their images.
+_FOLDERS = ("clean", "images", "attempts")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def attack_jobs(stage: Stage, ids: set[str]) -> list[Job]:
         if isinstance(record, AttackRecord):
             made = DefendRecord(
                 record.id, record.clean, record.adversarial, record.region, record.target, record.repeat,
-                record.label, record.outcome,
+                record.label, record.outcome, record.attempt,
             )  # fmt: skip
         elif isinstance(record, DefendRecord):
             made = replace(record, digests={})
@@ -85,7 +88,7 @@ def attack_jobs(stage: Stage, ids: set[str]) -> list[Job]:
             raise StageError(f"{stage.path}: holds no adversarial images")
         if made.id not in ids:
             continue
-        names = {name: getattr(made, name) for name in ("image", "adversarial") if getattr(made, name) is not None}
+        names = {name: value for name in FILE_FIELDS["defend"] if (value := getattr(made, name)) is not None}
         for name in names.values():
             _check_name(stage, name)
         jobs.append(Job(made, {name: stage.resolve(path) for name, path in names.items()}))
@@ -94,8 +97,9 @@ def attack_jobs(stage: Stage, ids: set[str]) -> list[Job]:
 
 def _check_name(stage: Stage, name: str) -> None:
     """Refuse what is no image of an attack: it would be written under the same name."""
-    if PurePosixPath(name).parts[0] not in ("clean", "images") or not name.endswith(".png"):
-        raise StageError(f"{stage.manifest}: {name!r} is no image as attacks write them (clean/….png, images/….png)")
+    if PurePosixPath(name).parts[0] not in _FOLDERS or not name.endswith(".png"):
+        expected = ", ".join(f"{folder}/….png" for folder in _FOLDERS)
+        raise StageError(f"{stage.manifest}: {name!r} is no image as attacks write them ({expected})")
 
 
 class DefendRun:

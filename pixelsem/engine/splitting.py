@@ -190,9 +190,13 @@ class SplitRun:
         success = kept is not None and after is not None and self._succeeds(record, clean, kept, after)
         clean_file = _moved(record.clean, 1, "clean")
         mask_file = _moved(str(record.adversarial), 2, "masks", self.keep)
-        adversarial = _moved(str(record.adversarial), 2, "images", self.keep) if success else None
-        if adversarial is not None and kept is not None:
-            self._write(adversarial, kept)
+        name = "adversarial" if success else "attempt"
+        made = {} if kept is None else {name: kept}
+        files = {
+            field: _moved(str(record.adversarial), 2, "images" if success else "attempts", self.keep) for field in made
+        }
+        for field, pixels in made.items():
+            self._write(files[field], pixels)
         self._write(clean_file, clean)
         write_image(self.stage.path / mask_file, region)
         tried = int(kept is not None)
@@ -208,7 +212,8 @@ class SplitRun:
                 seed=self.sides.seed,
                 clean=clean_file,
                 mask=mask_file,
-                adversarial=adversarial,
+                adversarial=files.get("adversarial"),
+                attempt=files.get("attempt"),
                 history=None,
                 height=record.height,
                 width=record.width,
@@ -220,18 +225,14 @@ class SplitRun:
                 before=describe(before, self.names),
                 after=None if after is None else describe_after(after, before, self.names),
                 pixels=[] if kept is None else changed_pixels(clean, kept),
-                digests=self._digests(clean, region, kept if success else None),
+                digests={
+                    field: pixel_digest(pixels) for field, pixels in (made | {"clean": clean, "mask": region}).items()
+                },
             )
         )
         self.tally.found += success
         if outcome != "attacked":
             self.tally.skipped[outcome] = self.tally.skipped.get(outcome, 0) + 1
-
-    def _digests(
-        self, clean: NDArray[np.uint8], region: Region, adversarial: NDArray[np.uint8] | None
-    ) -> dict[str, str]:
-        digests = {"clean": pixel_digest(clean), "mask": pixel_digest(region)}
-        return digests if adversarial is None else digests | {"adversarial": pixel_digest(adversarial)}
 
     def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]

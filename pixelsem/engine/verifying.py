@@ -31,7 +31,7 @@ _COVERAGE_TOLERANCE = 1e-9
 _READ_AHEAD = 16
 
 #: The fields of a record's files that hold colours; the others hold masks, or are looked at by name.
-_COLOURS = frozenset({"clean", "adversarial", "overlay"})
+_COLOURS = frozenset({"clean", "adversarial", "attempt", "overlay"})
 
 Pixels = NDArray[Any]
 
@@ -145,6 +145,8 @@ class Verification:
                 return
         if record.success != (record.adversarial is not None):
             yield f"success is {_word(record.success)}, but there is {'an' if record.adversarial else 'no'} image"
+        if record.attempt is not None and (record.success or record.outcome != "attacked"):
+            yield f"{record.attempt}: is kept as a failure, but the search {'succeeded' if record.success else 'never ran'}"
         yield from _region_problems(record, pixels)
         if self.evaluator is not None:
             yield from self._scored(record, pixels, self.evaluator)
@@ -156,10 +158,11 @@ class Verification:
                 self._clean = (record.clean, _logits(evaluator, pixels["clean"]))
             if self._clean[1] is not None:
                 yield from _prediction_problems(record.clean, self._clean[1], record.before, names)
-        if "adversarial" not in pixels or record.after is None or record.adversarial is None:
+        name, image = _made(record, pixels)
+        if image is None or record.after is None:
             return
-        logits = _logits(evaluator, pixels["adversarial"])
-        yield from _prediction_problems(record.adversarial, logits, record.after, names)
+        logits = _logits(evaluator, image)
+        yield from _prediction_problems(name, logits, record.after, names)
         wanted = [record.label] if record.target is None else [record.label, record.target]
         unknown = [name for name in wanted if name not in names]
         if unknown:
@@ -169,7 +172,7 @@ class Verification:
         target = torch.tensor([-1 if record.target is None else names.index(record.target)])
         success = bool(is_hit(logits[None], label, target)[0])
         if success != record.success:
-            yield f"{record.adversarial}: success is {_word(success)} when scored again, {_word(record.success)} noted"
+            yield f"{name}: success is {_word(success)} when scored again, {_word(record.success)} noted"
 
 
 def _decoded(path: Path, field: str) -> Pixels | None:
@@ -196,18 +199,24 @@ def _read_arrays(path: Path) -> None:
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
+def _made(record: AttackRecord, pixels: Mapping[str, Pixels]) -> tuple[str, Pixels | None]:
+    """Return the name and the pixels of what a search made, a success or a failure; None where they were not kept."""
+    field = "attempt" if record.adversarial is None else "adversarial"
+    return str(getattr(record, field)), pixels.get(field)
+
+
 def _region_problems(record: AttackRecord, pixels: Mapping[str, Pixels]) -> Iterator[str]:
     """Compare what a search changed with its region and its list of pixels."""
     inside = pixels["mask"] > 0 if "mask" in pixels else None
     if inside is not None and int(inside.sum()) != record.region_pixels:
         yield f"{record.mask}: has {int(inside.sum())} pixels, the record {record.region_pixels}"
-    if "clean" not in pixels or "adversarial" not in pixels:
+    clean, (name, made) = pixels.get("clean"), _made(record, pixels)
+    if clean is None or made is None:
         return
-    clean, adversarial = pixels["clean"], pixels["adversarial"]
-    if inside is not None and ((clean != adversarial).any(axis=2) & ~inside).any():
-        yield f"{record.adversarial}: differs from the clean image outside of the region"
-    if changed_pixels(clean, adversarial) != record.pixels:
-        yield f"{record.adversarial}: differs from the clean image in other pixels than the record lists"
+    if inside is not None and ((clean != made).any(axis=2) & ~inside).any():
+        yield f"{name}: differs from the clean image outside of the region"
+    if changed_pixels(clean, made) != record.pixels:
+        yield f"{name}: differs from the clean image in other pixels than the record lists"
 
 
 def _prediction_problems(name: str, logits: Tensor, noted: Prediction, names: tuple[str, ...]) -> Iterator[str]:

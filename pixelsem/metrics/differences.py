@@ -25,7 +25,8 @@ Cause = Literal["float tie", "unexplained"]
 Key = tuple[str, ...]
 
 _PREDICTIONS = ("before", "after")
-_NOT_COMPARED = (*_PREDICTIONS, "digests")  # which older records lack, and which say no more than the other fields
+# Files that older records lack or that were not asked for; they say no more than the other fields.
+_NOT_COMPARED = (*_PREDICTIONS, "digests", "attempt")
 
 
 @dataclass(frozen=True)

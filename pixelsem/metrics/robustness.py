@@ -18,7 +18,7 @@ class Tried:
     :ivar image: which image it was on.
     :ivar before: whether it succeeded on the model that it attacked.
     :ivar right: whether the model gets the clean image right after the defence.
-    :ivar after: whether its image still is a success after the defence; False where it made none.
+    :ivar after: whether its image is a success after the defence; False where none was kept.
     """
 
     image: Image

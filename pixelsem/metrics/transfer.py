@@ -18,13 +18,15 @@ class Look:
 
     :ivar image: which image it is of; several targets of one image are no independent trials.
     :ivar right: is the target model right on the clean image?
+    :ivar fooled: did the attacked image fool the substitute?
     :ivar hit: is the attacked image a success against the target model (another class than the label, or the
-        attack's target)? None where no attacked image was written.
-    :ivar correct: is the target model right on the attacked image? None where none was written.
+        attack's target)? None where a failure against the substitute was not kept.
+    :ivar correct: is the target model right on the attacked image? None where none was kept.
     """
 
     image: Image
     right: bool
+    fooled: bool
     hit: bool | None
     correct: bool | None
 
@@ -34,11 +36,13 @@ class Transfer:
     """One substitute, attack, region and goal against one target model. None where nothing counts.
 
     :ivar natural: clean images on which the target model is right, of all that were attacked.
-    :ivar success: hits, of the attacked images that were written and on whose clean version the target is right.
+    :ivar success: hits, of the attacked images that fooled the substitute and on whose clean version the target is
+        right.
     :ivar accuracy: of the same images, those on which the target model is still right.
-    :ivar of_attacked: hits, of all searches on whose clean image the target is right; a search that found nothing
-        against its own model left no image, and counts as a failure: a lower bound.
-    :ivar accuracy_of_attacked: the target model's accuracy by the same count: an upper bound.
+    :ivar of_attacked: hits, of all searches on whose clean image the target is right (the papers' count).
+    :ivar accuracy_of_attacked: the target model's accuracy by the same count.
+    :ivar not_kept: searches among them whose image was not kept: they count as failures, so that ``of_attacked`` is
+        a lower bound and ``accuracy_of_attacked`` an upper one.
     """
 
     natural: Rate | None
@@ -46,21 +50,23 @@ class Transfer:
     accuracy: Rate | None
     of_attacked: Rate | None
     accuracy_of_attacked: Rate | None
+    not_kept: int
 
 
 def transfer(looks: Sequence[Look], confidence: float = 0.95) -> Transfer:
     """Count ``looks`` of the searches that ran; intervals at level ``confidence``, by images."""
     right = [look for look in looks if look.right]
-    written = [look for look in right if look.hit is not None]
+    fooled = [look for look in right if look.fooled]
     distinct = {look.image: look.right for look in looks}
     return Transfer(
         natural=_rate(list(distinct), list(distinct.values()), confidence),
-        success=_rate([look.image for look in written], [bool(look.hit) for look in written], confidence),
-        accuracy=_rate([look.image for look in written], [bool(look.correct) for look in written], confidence),
+        success=_rate([look.image for look in fooled], [bool(look.hit) for look in fooled], confidence),
+        accuracy=_rate([look.image for look in fooled], [bool(look.correct) for look in fooled], confidence),
         of_attacked=_rate([look.image for look in right], [bool(look.hit) for look in right], confidence),
         accuracy_of_attacked=_rate(
             [look.image for look in right], [look.correct is not False for look in right], confidence
         ),
+        not_kept=sum(look.hit is None for look in right),
     )
 
 

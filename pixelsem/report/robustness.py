@@ -67,8 +67,8 @@ def robustness_table(rows: Sequence[RobustnessRow], confidence: float, common: i
     notes = [
         "Right after it: of the attacked images, those that the model gets right after the defence alone; only these "
         "count to the right of it (dong2020, §4.2).",
-        "Success before and after: on the attacked model, and on the written image after the defence; an attack that "
-        "found nothing counts as a failure. Survive: success after, of the successes before.",
+        "Success before and after: on the attacked model, and on the attacked image after the defence; a search whose "
+        "image was not kept counts as a failure. Survive: success after, of the successes before.",
         f"Shares (count/searches), {100 * confidence:g} % intervals (Wilson, by image).",
     ]
     if common is not None:

@@ -13,7 +13,7 @@ from pixelsem.report.tables import Cell, Column, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What rates are over: the images that were written (successes on the substitute), or all searches.
+#: What rates are over: the images that fooled the substitute, or all searches.
 Over = Literal["written", "attacked"]
 
 _ABOUT = (
@@ -78,12 +78,22 @@ def transfer_table(rows: Sequence[TransferRow], confidence: float) -> Table:
         cells.append([*row.names, row.target, "white" if row.white_box else "black", *rates])
     notes = [
         "Natural accuracy: the target model on the clean images that were attacked. Success and accuracy: on the "
-        "attacked images that were written (successes against the substitute), counting those whose clean image the "
-        "target model gets right. Of all attacked: searches that found nothing left no image and count as failures, so "
-        "that success is a lower bound. "
-        f"{100 * confidence:g} % intervals.",
+        "attacked images that fooled the substitute, counting those whose clean image the target model gets right. Of "
+        f"all attacked: on those that did not fool it too. {100 * confidence:g} % intervals.",
+        *_bounds(rows),
     ]
     return Table("transfer", "Transfer to target models", columns, cells, notes)
+
+
+def _bounds(rows: Sequence[TransferRow]) -> list[str]:
+    """Say where success of all attacked is a lower bound only."""
+    lost = max((row.found.not_kept for row in rows), default=0)
+    if not lost:
+        return []
+    return [
+        f"Of up to {lost} searches a row the image was not kept; they count as failures, so that success of all "
+        "attacked is a lower bound there."
+    ]
 
 
 def matrix_table(rows: Sequence[TransferRow], over: Over = "written") -> Table:
@@ -95,10 +105,11 @@ def matrix_table(rows: Sequence[TransferRow], over: Over = "written") -> Table:
     columns = (*_ABOUT, *(Column(f"target_{number}", target) for number, target in enumerate(targets, 1)))
     cells: list[list[Cell]] = [[*names, *(line.get(target) for target in targets)] for names, line in lines.items()]
     counted = {
-        "written": "the attacked images that were written, which all fooled the substitute,",
-        "attacked": "all searches (those that found nothing count as failures)",
+        "written": "the attacked images that fooled the substitute",
+        "attacked": "all attacked images",
     }[over]
-    notes = [f"Success rate (%) over {counted} whose clean image the target model gets right; * white box."]
+    notes = [f"Success rate (%) over {counted} and whose clean version the target model gets right; * white box."]
+    notes += _bounds(rows) if over == "attacked" else []
     return Table("matrix", "Success against target models (dong2020, Table 1)", columns, cells, notes)
 
 
