@@ -22,8 +22,9 @@ from pixelsem.attacks.base import Outcome, Progress, Searches
 from pixelsem.attacks.de import differential_evolution
 from pixelsem.attacks.settings import DESettings, GoalOptions, RegionOptions
 from pixelsem.engine import attacking
-from pixelsem.engine.attacking import AttackPlan, AttackRun, Tally, changed_pixels
+from pixelsem.engine.attacking import AttackRun, Tally, changed_pixels
 from pixelsem.engine.regions import RegionMaker
+from pixelsem.engine.searching import AttackPlan, Searcher
 from pixelsem.errors import OutputError, PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import write_image
@@ -145,7 +146,7 @@ def prepare(
     )
     evaluator = Evaluator(model, device="cpu", batch_size=batch_size)
     made = Stage.create(stage, StageInfo("attack", "attack de", "one", {}, {}))
-    return AttackRun(plan, evaluator, made, items)
+    return AttackRun(plan, Searcher(plan, evaluator), made, items)
 
 
 def records(stage: Path) -> dict[tuple[str, ...], AttackRecord]:
@@ -267,6 +268,28 @@ def test_an_attack_that_changes_nothing_has_failed(photos: Path, tmp_path: Path)
     )  # fmt: skip
     assert record.after is not None
     assert record.after.confidence == record.before.confidence
+
+
+def test_failures_are_kept_as_they_were_scored(photos: Path, tmp_path: Path) -> None:
+    run(tmp_path / "out", photos)
+    run(tmp_path / "bare", photos, goal={"attempts": False})
+    found, bare = records(tmp_path / "out"), records(tmp_path / "bare")
+    failed = [record for record in found.values() if record.outcome == "attacked" and not record.success]
+    assert failed
+    for record in failed:
+        assert record.attempt == f"attempts/original/{record.id}"
+        tried, clean = open_png(tmp_path / "out" / record.attempt), open_png(photos / record.id)
+        assert record.after is not None
+        assert colour_of(tried) == record.after.class_ == "red"
+        rows, columns = np.nonzero((tried != clean).any(2))
+        assert [(p.x, p.y) for p in record.pixels] == list(zip(columns.tolist(), rows.tolist(), strict=True))
+    kept = {record.attempt for record in found.values()} - {None}
+    assert kept == {record.attempt for record in failed}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out/attempts").rglob("*.*")} == kept
+    assert not (tmp_path / "bare/attempts").exists()
+    assert {key: outcome(record) for key, record in bare.items()} == {
+        key: outcome(record) | {"digests": bare[key].digests} for key, record in found.items()
+    }
 
 
 def test_many_changed_pixels_are_not_listed(photos: Path, tmp_path: Path) -> None:
@@ -726,7 +749,8 @@ def test_fewer_than_five_classes(photos: Path, tmp_path: Path) -> None:
 def outcome(record: AttackRecord) -> dict[str, Any]:
     """Return what a search found, without where it is kept."""
     plain: dict[str, Any] = msgspec.to_builtins(record)
-    return {name: plain[name] for name in plain if name not in ("id", "clean", "mask", "adversarial", "history")}
+    files = ("clean", "mask", "adversarial", "attempt", "history")
+    return {name: plain[name] for name in plain if name not in ("id", *files)}
 
 
 @pytest.fixture(scope="module")

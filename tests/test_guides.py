@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from pixelsem.attacks.settings_dong2020 import SaFgmSettings
 from pixelsem.cli.app import app
 from pixelsem.engine import guides
-from pixelsem.engine.attacking import GuidesImages
 from pixelsem.engine.guides import AttentionGuide, SuperpixelGuide, superpixels_and_attention
+from pixelsem.engine.searching import GuidesImages
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.images import read_image, write_image
 from pixelsem.models.classifier import Classifier, Preprocessing

@@ -156,13 +156,24 @@ class GoalOptions(Settings):
     target: str | None = option(None, "The class to reach (implies --targeted).")
     repeats: int = option(1, "Independent searches per image, region and target.", low=1)
     time_limit: float | None = option(None, "Stop cleanly after so many seconds; the same command goes on.", low=0)
+    attempts: bool = option(
+        True,
+        "Keep the images of searches that failed too, in attempts/: other models are shown them (evaluate transfer).",
+    )
 
 
 @dataclass(frozen=True)
 class DeviceOptions(Settings):
     """How the model is run; changes the speed, and only ``precision`` may change results."""
 
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda, cuda:N; all (every CUDA device) or a list such as cuda:0,cuda:1: one process on each.",
+        metavar="NAME[,NAME…]",
+    )
+    workers: int | None = option(
+        None, "Threads that read and prepare images, per device (default: one per processor core, 4 at most).", low=1
+    )
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = option(
         "fp32", "Arithmetic of the search; success is always decided in fp32 on the written file."
     )

@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -27,8 +27,8 @@ from pixelsem.models.settings import ModelOptions
 from pixelsem.stage import Stage, png_names
 
 if TYPE_CHECKING:
-    from pixelsem.engine.attacking import AttackRun, Guide, Picture, Tally
-    from pixelsem.fitness.evaluator import Evaluator
+    from pixelsem.engine.attacking import AttackRun, Tally
+    from pixelsem.engine.searching import AttackJob, Picture, Searcher
     from pixelsem.models import Classifier
     from pixelsem.sources import ImageItem, ImageSource
 
@@ -143,8 +143,10 @@ class _AttackCommand:
         source = open_images(given)
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
         masks = self._masks(source, console)
-        run, stage = self._prepare(given, source, items, masks, preset)
-        console.note(self._forecast(run))
+        classifier = self._classifier(console)
+        engine = self._job(masks, classifier.digest).open(classifier)
+        run, stage = self._prepare(given, source, items, masks, preset, classifier, engine)
+        console.note(self._forecast(len(run.items), run.total(), engine))
         with console.progress(f"attack {self.info.name}", run.total()) as bar:
             tally = run.run(lambda tally: bar.update(_done(tally), _detail(tally, started)))
         counts = self._counts(stage, tally, len(run.items))
@@ -179,46 +181,39 @@ class _AttackCommand:
             console.note(f"masks: {newest}")
         return newest
 
-    def _prepare(
-        self, given: Path, source: ImageSource, items: list[ImageItem], masks: Path | None, preset: str | None
-    ) -> tuple[AttackRun, Stage]:
-        from pixelsem.engine.attacking import AttackPlan, AttackRun
-        from pixelsem.engine.regions import RegionMaker
-        from pixelsem.models.labels import Labels
-        from pixelsem.regions.masks import MaskSource
-
+    def _classifier(self, console: Console) -> Classifier:
         classifier = load(self.model)
         if not classifier.trained:
-            Console(quiet=self.output.quiet).problem(f"{classifier.name} has no trained weights; results mean nothing")
-        labels = Labels(self.goal.labels, classifier.class_names)
-        target = None if self.goal.target is None else labels.index(self.goal.target, "--target")
-        regions = RegionMaker(self.region, MaskSource.open(masks) if masks else None, self.selection.seed)
-        evaluator = self._evaluator(classifier)
-        guide = self._guide(classifier)
+            console.problem(f"{classifier.name} has no trained weights; results mean nothing")
+        return classifier
+
+    def _prepare(
+        self,
+        given: Path,
+        source: ImageSource,
+        items: list[ImageItem],
+        masks: Path | None,
+        preset: str | None,
+        classifier: Classifier,
+        engine: Searcher,
+    ) -> tuple[AttackRun, Stage]:
+        from pixelsem.engine.attacking import AttackRun
+
+        plan = replace(engine.plan, picture=self._picture())
+        target = None if self.goal.target is None else plan.targets(0, len(classifier.class_names))[0]
         stage = self._open_stage(given, source, items, masks, preset, classifier, target)
-        plan = AttackPlan(
-            attack=self.info.load(),
-            settings=self.settings,
-            region=self.region,
-            goal=self.goal,
-            labels=labels,
-            regions=regions,
-            seed=self.selection.seed,
-            in_flight=self.evaluator.in_flight,
-            guide=guide,
-            picture=self._picture(),
-        )
         names = png_names(item.id for item in items)  # of all, so that parts never give two images one name
-        run = AttackRun(plan, evaluator, stage, take(items, self.sharding.part), names)
+        run = AttackRun(plan, engine, stage, take(items, self.sharding.part), names)
         stage.save(planned=run.total())
         return run, stage
 
-    def _guide(self, classifier: Classifier) -> Guide | None:
-        if not self.info.guide:
-            return None
-        module, factory = self.info.guide.split(":")
-        make = getattr(import_module(f"pixelsem.engine.{module}"), factory)
-        return cast("Guide", make(self.settings, classifier, self.evaluator.device))
+    def _job(self, masks: Path | None, digest: str) -> AttackJob:
+        from pixelsem.engine.searching import AttackJob
+
+        return AttackJob(
+            self.info.name, self.settings, self.region, self.goal, self.model, self.evaluator, masks,
+            self.selection.seed, digest,
+        )  # fmt: skip
 
     def _picture(self) -> Picture | None:
         if not self.info.picture:
@@ -226,26 +221,15 @@ class _AttackCommand:
         module, name = self.info.picture.split(":")
         return cast("Picture", getattr(import_module(f"pixelsem.report.{module}"), name))
 
-    def _evaluator(self, classifier: Classifier) -> Evaluator:
-        from pixelsem.fitness.evaluator import Evaluator
-
-        options = self.evaluator
-        return Evaluator(
-            classifier,
-            device=options.device,
-            precision=options.precision,
-            batch_size=options.batch_size,
-            scorer=options.evaluator if isinstance(options, EvaluatorOptions) else "dense",
-        )
-
     def _explain(self, console: Console) -> None:
         """Say how candidates of this attack would be scored: a table for people, or all as JSON."""
+        from pixelsem.engine.searching import open_evaluator
         from pixelsem.report.scoring import plan_table
         from pixelsem.report.tables import to_plain
         from pixelsem.report.terminal import to_rich
 
         pixels, population = getattr(self.settings, "pixels", 1), getattr(self.settings, "population", 400)
-        evaluator = self._evaluator(load(self.model))
+        evaluator = open_evaluator(load(self.model), self.evaluator)
         evaluator.attach_grey()
         way = evaluator.way_for(pixels, population * self.evaluator.in_flight)
         table = plan_table(evaluator.explain(pixels), way, pixels, evaluator.activation_bytes(pixels))
@@ -273,7 +257,7 @@ class _AttackCommand:
         identity = {
             "settings": self.settings.to_dict() | {n: masks_identity(p) for n, p in self.settings.mask_inputs.items()},
             "region": {name: value for name, value in region.items() if name != "masks"},
-            "goal": {name: value for name, value in goal.items() if name not in ("time_limit", "labels")},
+            "goal": {name: value for name, value in goal.items() if name not in ("time_limit", "labels", "attempts")},
             "labels": labels_identity(self.goal.labels),
             "seed": self.selection.seed,
             "precision": self.evaluator.precision,
@@ -281,6 +265,8 @@ class _AttackCommand:
             "classes": model.class_names,
             "images": fingerprint(items),
             "masks": masks_identity(masks) if masks and self.region.regions != ("original",) else None,
+            # A search that is done is not done again for its image: a stage without them is another one.
+            **({} if self.goal.attempts else {"attempts": False}),
         }
         groups = (self.settings, self.region, self.goal, self.model, self.evaluator, self.selection)
         options = options_of(*groups, images=[given], preset=preset) | {"masks": masks}
@@ -303,13 +289,12 @@ class _AttackCommand:
             shard=self.sharding.part,
         )
 
-    def _forecast(self, run: AttackRun) -> str:
+    def _forecast(self, images: int, searches: int, engine: Searcher) -> str:
         """Say how much there is to do at most; the progress bar says how long it takes."""
-        searches = run.total()
-        height, width = run.classifier.preprocessing.size
+        height, width = engine.classifier.preprocessing.size
         budget = searches * self.settings.budget_in(height * width)
-        rate = run.measure_rate(self.info.access, getattr(self.settings, "pixels", 1))
-        what = f"{len(run.items)} images, {searches} searches, at most {budget:,} queries"
+        rate = engine.measure_rate(self.info.access, getattr(self.settings, "pixels", 1), searches)
+        what = f"{images} images, {searches} searches, at most {budget:,} queries"
         return f"{what}: {_duration(budget / rate)} at {rate:,.0f} queries/s"
 
     def _counts(self, stage: Stage, tally: Tally, images: int) -> dict[str, int]:

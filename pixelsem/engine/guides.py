@@ -63,7 +63,7 @@ class SuperpixelGuide(AttentionGuide):
     def of_image(
         self, image_id: str, shape: tuple[int, ...], pixels: NDArray[np.uint8], resize: Resize
     ) -> Mapping[str, NDArray[np.int64]]:
-        """Return the superpixels of one image; see :class:`pixelsem.engine.attacking.GuidesImages`.
+        """Return the superpixels of one image; see :class:`pixelsem.engine.searching.GuidesImages`.
 
         Maps that are given go the way of the image (nearest), and are merged there. Any value in them stands for
         one superpixel, 0 too. Raises :class:`pixelsem.errors.InputError` where there is none of the image, or of

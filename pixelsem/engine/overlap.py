@@ -13,14 +13,14 @@ R = TypeVar("R")
 
 
 class Ahead:
-    """Does some work for the items to come, ``depth`` of them at most, on one thread. A context manager."""
+    """Does some work for the items to come, ``depth`` of them at most, on ``threads`` threads. A context manager."""
 
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
+    def __init__(self, depth: int, threads: int = 1) -> None:
+        self._depth, self._threads = depth, threads
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Ahead:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read")
         return self
 
     def __exit__(self, *_: object) -> None:
