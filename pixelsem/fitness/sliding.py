@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixelsem.fitness import products
 from pixelsem.fitness.kinds import Case, Operation, Pointwise, Sliding
 from pixelsem.fitness.windows import Slide
 
@@ -26,10 +27,7 @@ def convolution(case: Case, module: Any) -> Operation | None:
     y, x = (Slide(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     if kernel == stride == (1, 1) and not any(padding):
         return Pointwise((2, 3))
-    inner = (y.inner_stride, x.inner_stride)
-    return Sliding(
-        y, x, case.size, lambda t: F.conv2d(t, module.weight, module.bias, inner, 0, dilation, module.groups)
-    )
+    return Sliding(y, x, case.size, products.convolution(module, (y.inner_stride, x.inner_stride)))
 
 
 def max_pool(case: Case, module: Any) -> Operation | None:
