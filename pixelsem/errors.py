@@ -36,3 +36,9 @@ class OutputError(PixelsemError):
     """Something could not be written (read-only folder, full disk). What was written before stays valid."""
 
     exit_code = EXIT_SOME_FAILED
+
+
+class WorkerError(PixelsemError):
+    """No process is left that could do the work. What was written before stays valid."""
+
+    exit_code = EXIT_SOME_FAILED

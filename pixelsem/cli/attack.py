@@ -28,7 +28,8 @@ from pixelsem.stage import Stage, png_names
 
 if TYPE_CHECKING:
     from pixelsem.engine.attacking import AttackRun, Tally
-    from pixelsem.engine.searching import AttackJob, Picture, Searcher
+    from pixelsem.engine.processes import ProcessEngine
+    from pixelsem.engine.searching import Picture, Searcher
     from pixelsem.models import Classifier
     from pixelsem.sources import ImageItem, ImageSource
 
@@ -144,9 +145,9 @@ class _AttackCommand:
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
         masks = self._masks(source, console)
         classifier = self._classifier(console)
-        engine = self._job(masks, classifier.digest).open(classifier)
+        engine = self._engine(masks, classifier, console)
         run, stage = self._prepare(given, source, items, masks, preset, classifier, engine)
-        console.note(self._forecast(len(run.items), run.total(), engine))
+        console.note(self._forecast(run, engine, classifier.preprocessing.size))
         with console.progress(f"attack {self.info.name}", run.total()) as bar:
             tally = run.run(lambda tally: bar.update(_done(tally), _detail(tally, started)))
         counts = self._counts(stage, tally, len(run.items))
@@ -195,7 +196,7 @@ class _AttackCommand:
         masks: Path | None,
         preset: str | None,
         classifier: Classifier,
-        engine: Searcher,
+        engine: Searcher | ProcessEngine,
     ) -> tuple[AttackRun, Stage]:
         from pixelsem.engine.attacking import AttackRun
 
@@ -207,13 +208,21 @@ class _AttackCommand:
         stage.save(planned=run.total())
         return run, stage
 
-    def _job(self, masks: Path | None, digest: str) -> AttackJob:
+    def _engine(self, masks: Path | None, classifier: Classifier, console: Console) -> Searcher | ProcessEngine:
+        from pixelsem.engine.processes import ProcessEngine
         from pixelsem.engine.searching import AttackJob
+        from pixelsem.fitness.evaluator import pick_devices
 
-        return AttackJob(
+        job = AttackJob(
             self.info.name, self.settings, self.region, self.goal, self.model, self.evaluator, masks,
-            self.selection.seed, digest,
+            self.selection.seed, classifier.digest,
         )  # fmt: skip
+        devices = pick_devices(self.evaluator.device)
+        if len(devices) == 1:
+            return job.on(devices[0]).open(classifier)
+        engine = ProcessEngine(job, classifier.class_names, devices, console.problem)
+        self.context.call_on_close(engine.close)
+        return engine
 
     def _picture(self) -> Picture | None:
         if not self.info.picture:
@@ -224,12 +233,14 @@ class _AttackCommand:
     def _explain(self, console: Console) -> None:
         """Say how candidates of this attack would be scored: a table for people, or all as JSON."""
         from pixelsem.engine.searching import open_evaluator
+        from pixelsem.fitness.evaluator import pick_devices
         from pixelsem.report.scoring import plan_table
         from pixelsem.report.tables import to_plain
         from pixelsem.report.terminal import to_rich
 
         pixels, population = getattr(self.settings, "pixels", 1), getattr(self.settings, "population", 400)
-        evaluator = open_evaluator(load(self.model), self.evaluator)
+        first = replace(self.evaluator, device=pick_devices(self.evaluator.device)[0])
+        evaluator = open_evaluator(load(self.model), first)
         evaluator.attach_grey()
         way = evaluator.way_for(pixels, population * self.evaluator.in_flight)
         table = plan_table(evaluator.explain(pixels), way, pixels, evaluator.activation_bytes(pixels))
@@ -289,12 +300,12 @@ class _AttackCommand:
             shard=self.sharding.part,
         )
 
-    def _forecast(self, images: int, searches: int, engine: Searcher) -> str:
-        """Say how much there is to do at most; the progress bar says how long it takes."""
-        height, width = engine.classifier.preprocessing.size
-        budget = searches * self.settings.budget_in(height * width)
+    def _forecast(self, run: AttackRun, engine: Searcher | ProcessEngine, size: tuple[int, int]) -> str:
+        """Say how much there is to do at most, on images of this size; the progress bar says how long it takes."""
+        searches = run.total()
+        budget = searches * self.settings.budget_in(size[0] * size[1])
         rate = engine.measure_rate(self.info.access, getattr(self.settings, "pixels", 1), searches)
-        what = f"{images} images, {searches} searches, at most {budget:,} queries"
+        what = f"{len(run.items)} images, {searches} searches, at most {budget:,} queries"
         return f"{what}: {_duration(budget / rate)} at {rate:,.0f} queries/s"
 
     def _counts(self, stage: Stage, tally: Tally, images: int) -> dict[str, int]:

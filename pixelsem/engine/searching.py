@@ -257,12 +257,19 @@ Event = Failed | Skipped | Searched | OutOfTime
 
 
 def light(event: Event) -> Event:
-    """Return an event without what only searches need, to be sent to another process."""
+    """Return an event without what only searches need, to be sent to another process.
+
+    The adversarial image of an outcome stays behind: it is in ``scored``, and its tensor may be part of a large one.
+    """
     if not isinstance(event, Searched | Skipped):
         return event
     image = event.task.image
     regions = {event.task.region: image.regions[event.task.region]}
-    return replace(event, task=replace(event.task, image=replace(image, guides={}, regions=regions)))
+    task = replace(event.task, image=replace(image, guides={}, regions=regions))
+    if isinstance(event, Skipped):
+        return replace(event, task=task)
+    nothing = torch.empty(0, dtype=torch.uint8)
+    return replace(event, task=task, outcome=replace(event.outcome, adversarial=nothing))
 
 
 class Engine(Protocol):

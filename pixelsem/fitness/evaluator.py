@@ -336,6 +336,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_devices(names: str) -> list[str]:
+    """Return the devices that ``names`` means: ``all`` CUDA devices, or a list with commas, one entry per process.
+
+    A list takes what :func:`pick_device` takes; a device may be named twice. Raises :class:`PixelsemError`.
+    """
+    if names == "all":
+        count = torch.cuda.device_count()
+        if not count:
+            raise PixelsemError("--device all: no CUDA device found; give cpu, or cpu,cpu for two processes")
+        return [f"cuda:{number}" for number in range(count)]
+    devices = [name.strip() for name in names.split(",")]
+    for name in devices:
+        pick_device(name)
+    return devices
+
+
 def _halved(size: int, error: Exception) -> int:
     """Return half of a batch ``size`` that ran out of memory; raise where it did not, or is one image already."""
     if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
