@@ -18,7 +18,15 @@ from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOp
 from pixelsem.cli import attack_patch, attack_split
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import newest_stage, resolve_inputs
-from pixelsem.cli.options import OutputOptions, SelectionOptions, ShardOptions, add_defaults, as_text, expand
+from pixelsem.cli.options import (
+    EngineOptions,
+    OutputOptions,
+    SelectionOptions,
+    ShardOptions,
+    add_defaults,
+    as_text,
+    expand,
+)
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
 from pixelsem.engine.shards import take
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError
@@ -29,6 +37,7 @@ from pixelsem.stage import Stage, png_names
 if TYPE_CHECKING:
     from pixelsem.engine.attacking import AttackRun, Tally
     from pixelsem.engine.processes import ProcessEngine
+    from pixelsem.engine.ray_engine import RayEngine
     from pixelsem.engine.searching import Picture, Searcher
     from pixelsem.models import Classifier
     from pixelsem.sources import ImageItem, ImageSource
@@ -74,10 +83,11 @@ def _command(info: AttackInfo) -> Callable[..., None]:
         evaluator: DeviceOptions,
         selection: SelectionOptions,
         sharding: ShardOptions,
+        spreading: EngineOptions,
         output: OutputOptions,
     ) -> None:
-        command = _AttackCommand(context, info, settings, region, goal, model, evaluator, selection, sharding, output)
-        command.run(images, preset)
+        groups = (settings, region, goal, model, evaluator, selection, sharding, spreading, output)
+        _AttackCommand(context, info, *groups).run(images, preset)
 
     text = f"Settings of a paper: {', '.join(info.presets)}. Options given beside it win."
     choice = typer.Option(help=text, is_eager=True, callback=load_preset, hidden=not info.presets)
@@ -130,6 +140,7 @@ class _AttackCommand:
     evaluator: DeviceOptions
     selection: SelectionOptions
     sharding: ShardOptions
+    spreading: EngineOptions
     output: OutputOptions
 
     def run(self, images: list[Path] | None, preset: str | None) -> None:
@@ -196,7 +207,7 @@ class _AttackCommand:
         masks: Path | None,
         preset: str | None,
         classifier: Classifier,
-        engine: Searcher | ProcessEngine,
+        engine: Searcher | ProcessEngine | RayEngine,
     ) -> tuple[AttackRun, Stage]:
         from pixelsem.engine.attacking import AttackRun
 
@@ -208,7 +219,9 @@ class _AttackCommand:
         stage.save(planned=run.total())
         return run, stage
 
-    def _engine(self, masks: Path | None, classifier: Classifier, console: Console) -> Searcher | ProcessEngine:
+    def _engine(
+        self, masks: Path | None, classifier: Classifier, console: Console
+    ) -> Searcher | ProcessEngine | RayEngine:
         from pixelsem.engine.processes import ProcessEngine
         from pixelsem.engine.searching import AttackJob
         from pixelsem.fitness.evaluator import pick_devices
@@ -217,6 +230,11 @@ class _AttackCommand:
             self.info.name, self.settings, self.region, self.goal, self.model, self.evaluator, masks,
             self.selection.seed, classifier.digest,
         )  # fmt: skip
+        if self.spreading.engine == "ray":
+            from pixelsem.engine.ray_engine import RayEngine
+
+            names, where = classifier.class_names, self.spreading
+            return RayEngine(job, names, address=where.address, workers=where.ray_workers, note=console.problem)
         devices = pick_devices(self.evaluator.device)
         if len(devices) == 1:
             return job.on(devices[0]).open(classifier)
@@ -279,7 +297,9 @@ class _AttackCommand:
             # A search that is done is not done again for its image: a stage without them is another one.
             **({} if self.goal.attempts else {"attempts": False}),
         }
-        groups = (self.settings, self.region, self.goal, self.model, self.evaluator, self.selection)
+        groups = (
+            self.settings, self.region, self.goal, self.model, self.evaluator, self.selection, self.spreading,
+        )  # fmt: skip
         options = options_of(*groups, images=[given], preset=preset) | {"masks": masks}
         if Path(self.goal.labels).is_file():
             options["labels"] = str(Path(self.goal.labels).resolve())
@@ -300,12 +320,16 @@ class _AttackCommand:
             shard=self.sharding.part,
         )
 
-    def _forecast(self, run: AttackRun, engine: Searcher | ProcessEngine, size: tuple[int, int]) -> str:
+    def _forecast(self, run: AttackRun, engine: Searcher | ProcessEngine | RayEngine, size: tuple[int, int]) -> str:
         """Say how much there is to do at most, on images of this size; the progress bar says how long it takes."""
+        from pixelsem.engine.ray_engine import RayEngine
+
         searches = run.total()
         budget = searches * self.settings.budget_in(size[0] * size[1])
-        rate = engine.measure_rate(self.info.access, getattr(self.settings, "pixels", 1), searches)
         what = f"{len(run.items)} images, {searches} searches, at most {budget:,} queries"
+        if isinstance(engine, RayEngine):  # how fast its machines are is not known here
+            return what
+        rate = engine.measure_rate(self.info.access, getattr(self.settings, "pixels", 1), searches)
         return f"{what}: {_duration(budget / rate)} at {rate:,.0f} queries/s"
 
     def _counts(self, stage: Stage, tally: Tally, images: int) -> dict[str, int]:

@@ -60,6 +60,29 @@ class ShardOptions(Settings):
         return Shard.parse(self.shard)
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineOptions(Settings):
+    """Where the work is done."""
+
+    engine: Literal["local", "ray"] = option(
+        "local", "local: by this command (--device says on what); ray: by workers on a Ray cluster."
+    )
+    address: str | None = option(
+        None,
+        "With --engine ray: local (a cluster for this run alone), auto (the one that runs on this machine) or "
+        "HOST:PORT (default: RAY_ADDRESS, else local).",
+        metavar="auto|local|HOST:PORT",
+    )
+    ray_workers: int | None = option(
+        None, "With --engine ray: workers, which share the cluster (default: one per GPU, else per core).", low=1
+    )
+
+    def check(self) -> None:
+        """Raise :class:`PixelsemError` for options that would have no effect."""
+        if self.engine != "ray" and (self.address is not None or self.ray_workers is not None):
+            raise PixelsemError("--address and --ray-workers go with --engine ray")
+
+
 def expand(function: Callable[..., None]) -> Callable[..., None]:
     """Turn every parameter annotated with a settings dataclass into that dataclass's options.
 
