@@ -207,9 +207,9 @@ class DefendRecord(Struct, frozen=True, omit_defaults=True):
     """One transformed image, or what became of one search's clean image and its adversarial one.
 
     ``image`` is the transformed plain or clean image. Of a search of an attack stage, ``adversarial`` is its
-    transformed success (None where it had none), ``attempt`` its transformed failure where that was kept; ``region``, ``target``, ``repeat`` and ``label`` are the search's,
-    ``outcome`` is what became of it. ``digests`` are of the pixels of the record's files
-    (:func:`pixelsem.images.pixel_digest`), by field.
+    transformed success (None where it had none), ``attempt`` its transformed failure where that was kept; ``region``,
+    ``target``, ``repeat`` and ``label`` are the search's, ``outcome`` is what became of it. ``digests`` are of the
+    pixels of the record's files (:func:`pixelsem.images.pixel_digest`), by field.
     """
 
     id: Text

@@ -58,6 +58,8 @@ def test_a_detector_is_trained_tested_used_and_put_in_a_table(call, tmp_path):
     (paper,) = table(tmp_path / "out", "table2")
     assert paper["delta_4"]["rate"] == 1.0
     assert (tmp_path / "out" / "roc.png").is_file()
+    beside = call("evaluate", "detection", tmp_path / "trained", "--format", "none", "-q").stdout.strip()
+    assert Path(beside).parent == tmp_path
 
 
 def test_images_that_were_trained_on_count_nowhere(call, tmp_path):

@@ -90,12 +90,25 @@ def write_stage(path: Path, masks: dict[str, np.ndarray], *, kind: str = "binary
     return path
 
 
+def test_tables_go_beside_the_inputs_unless_said_otherwise(call, folders, tmp_path):
+    a, b, truth = folders
+
+    def parent(*arguments: object) -> Path:
+        return Path(call("masks", *arguments, "-q").stdout.strip()).parent
+
+    assert parent(a, "--truth", truth) == tmp_path
+    assert parent("a", "--truth", truth) == Path()
+    assert parent(a, "--truth", truth, "--run", "runs") == Path("runs")
+    b.rename(tmp_path / "truth" / "b")  # now in two places
+    assert parent(a, tmp_path / "truth" / "b") == Path("pixelsem-run")
+
+
 def test_quality_by_hand(call, folders):
     a, b, truth = folders
     result = call("masks", a, b, "--truth", truth)
     assert result.exit_code == 0, result.stderr
     folder = result.stdout.strip()
-    assert Path(folder).parent == Path("pixelsem-run")
+    assert Path(folder).parent == a.parent
     first, second = rows_of(folder, "masks")
     assert [row["masks"] for row in (first, second)] == ["a", "b"]
     assert float(first["iou"]) == pytest.approx((1 + 0.5 + 0) / 3)
@@ -300,6 +313,7 @@ def test_texture_of_a_stage_knows_its_images(call, tmp_path, photos):
     stage = write_stage(tmp_path / "stage", {f"{n}.png": np.asarray(Image.open(masks / f"{n}.png")) for n in (1, 2)})
     call("texture", stage, masks, "--images", images, "-o", "both")
     call("texture", stage, "-o", "own")
+    assert Path(call("texture", stage, "-q").stdout.strip()).parent == stage.parent
     assert rows_of("own", "texture") == rows_of("both", "texture")[:1]
     assert [row["n"] for row in rows_of("both", "texture")] == ["2", "3"]
     assert "--images" in problem(call("texture", masks))

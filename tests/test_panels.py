@@ -341,6 +341,7 @@ class TestCommand:
         records = [record(f"cat/{n}.png", target=t, to=t) for n in (1, 2) for t in ("dog", "ship")]
         stage = make_stage(tmp_path / "targeted", records, "original")
         result = json.loads(call(stage, "--json").stdout)
+        assert Path(result["figure"]).parent == stage.parent  # beside its stage
         seen = [(row["id"], row["target"]) for row in result["rows"]]
         assert seen == [("cat/1.png", "dog"), ("cat/2.png", "dog"), ("cat/1.png", "ship"), ("cat/2.png", "ship")]
 

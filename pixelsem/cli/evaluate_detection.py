@@ -12,7 +12,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.defend_detect import ATTACK_FILE, detection_records
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import PixelsemError, StageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ Stages = Annotated[
 _KINDS = ("train-detector", "detect")
 
 
-def evaluate_detection(*, stages: Stages = None, drawing: FigureOptions, options: TableOptions) -> None:
+def evaluate_detection(
+    *, context: typer.Context, stages: Stages = None, drawing: FigureOptions, options: TableOptions
+) -> None:
     """Detection rate, false alarms, P_E and the ROC by attack (dong2020, Table 2).
 
     A stage of `defend detect train` is a detector tested on the attack that it was trained on, as in the paper; one of
@@ -45,7 +47,8 @@ def evaluate_detection(*, stages: Stages = None, drawing: FigureOptions, options
     from pixelsem.stage import digest
 
     console = Console(quiet=options.quiet, as_json=options.json)
-    work = _Work(resolve_inputs(stages, options.run, _KINDS, note=console.note), options.confidence)
+    paths = resolve_inputs(stages, options.run, _KINDS, note=console.note)
+    work = _Work(paths, options.confidence)
     rows, flagged = list(work.rows()), list(work.flagged())
     if not rows and not flagged:
         raise PixelsemError(f"{next(iter(work.stages))}: holds no image that its detector was not trained on")
@@ -53,7 +56,7 @@ def evaluate_detection(*, stages: Stages = None, drawing: FigureOptions, options
     tables = [*([shown] if shown else []), *([detection_table(rows, options.confidence)] if rows else [])]
     tables += [flagged_table(flagged)] if flagged else []
     identity = digest({"detection": sorted(stage.info.identity for stage in work.stages.values())})
-    folder = options.output or options.run / f"evaluate-detection-{identity[:6]}"
+    folder = output_folder(context, options, paths, f"evaluate-detection-{identity[:6]}")
     figures = {"roc": lambda: draw_roc(rows)} if rows else {}
     files = write_figures(console, folder, figures, drawing.formats)
     summary = {"inputs": list(work.stages), "figures": files}

@@ -14,7 +14,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import NAMES_SHOWN, exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.files import reason
 from pixelsem.settings import Settings, option
@@ -55,7 +55,7 @@ Masks = Annotated[
 ]
 
 
-def evaluate_masks(*, masks: Masks = None, what: MaskOptions, options: TableOptions) -> None:
+def evaluate_masks(*, context: typer.Context, masks: Masks = None, what: MaskOptions, options: TableOptions) -> None:
     """Quality of masks against true ones (IoU, F-measure, MAE, S-measure), and agreement of methods.
 
     All rows stand on the same images: those in every input and in --truth. Without --truth the masks are only
@@ -83,9 +83,10 @@ def evaluate_masks(*, masks: Masks = None, what: MaskOptions, options: TableOpti
     tables = [masks_table(summaries, what.threshold, level)]
     if len(inputs) > 1:
         tables.append(agreement_table(work.pairs(names, level), level))
-    folder = options.output or options.run / f"evaluate-masks-{_identity(inputs, truth, what, names)[:6]}"
+    paths = [source.path for source in inputs.values()]
+    folder = output_folder(context, options, paths, f"evaluate-masks-{_identity(inputs, truth, what, names)[:6]}")
     write_text(folder / "images.csv", to_csv(images_table(rows)))
-    shown = {"inputs": [str(source.path) for source in inputs.values()], "failures": work.problems()}
+    shown = {"inputs": [*map(str, paths)], "failures": work.problems()}
     show_tables(console, folder, tables, notes, shown)
     exit_with(console, work.problems())
 

@@ -15,6 +15,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.figures import need_matplotlib
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
+from pixelsem.cli.tables import output_folder
 from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.settings import Settings, option
 
@@ -42,7 +43,10 @@ class PanelOptions(Settings):
     """What the figure shows and where it goes."""
 
     output: Path | None = option(
-        None, "The figure: a .png, .svg or .pdf file (default: a PNG with a name of its own below --run).", flag="-o"
+        None,
+        "The figure: a .png, .svg or .pdf file (default: a PNG of its own name beside the stages, or below --run "
+        "where that is given).",
+        flag="-o",
     )
     run: Path = option(Path("pixelsem-run"), "Folder that holds the stages of one experiment.", env="PIXELSEM_RUN")
     rows: int = option(8, "Rows at most; those with most successful attacks first, then by name.", low=1, high=200)
@@ -75,7 +79,9 @@ Images = Annotated[
 ]
 
 
-def evaluate_panels(*, stages: Stages = None, image: Images = None, options: PanelOptions) -> None:
+def evaluate_panels(
+    *, context: typer.Context, stages: Stages = None, image: Images = None, options: PanelOptions
+) -> None:
     """Draw attacked images: original, regions, attacked (changed pixels circled) and the difference.
 
     One row per image, and per target of targeted attacks; one attacked column per region (wang2021, Figs. 1–2).
@@ -87,7 +93,8 @@ def evaluate_panels(*, stages: Stages = None, image: Images = None, options: Pan
     from pixelsem.report.figures import save_figure
     from pixelsem.report.panels import draw_panels
 
-    figure_data = _FigureData(_open(resolve_inputs(stages, options.run, ("attack",), note=console.note)))
+    paths = resolve_inputs(stages, options.run, ("attack",), note=console.note)
+    figure_data = _FigureData(_open(paths))
     wanted = image or []
     chosen = figure_data.choose(options, wanted)
     shown, rows, failures = _load(chosen, options.rows, options.l2 or options.match_l2)
@@ -95,7 +102,8 @@ def evaluate_panels(*, stages: Stages = None, image: Images = None, options: Pan
         raise PixelsemError(next(iter(failures.values())))
     title = figure_data.title
     figure = draw_panels(rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size)
-    path = options.output or options.run / f"evaluate-panels-{figure_data.identity(options, wanted)[:6]}.png"
+    name = f"evaluate-panels-{figure_data.identity(options, wanted)[:6]}.png"
+    path = output_folder(context, options, paths, name)
     save_figure(figure, path)
     if len(chosen) > len(shown):
         console.note(f"{len(shown)} of {len(chosen)} rows are shown; --rows shows more")

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from pixelsem.cli.console import Console
 from pixelsem.cli.evaluate_masks import Masks, open_masks
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -36,7 +38,9 @@ class TextureOptions(Settings):
     )
 
 
-def evaluate_texture(*, masks: Masks = None, what: TextureOptions, options: TableOptions) -> None:
+def evaluate_texture(
+    *, context: typer.Context, masks: Masks = None, what: TextureOptions, options: TableOptions
+) -> None:
     """HILL texture cost of foreground and background (dong2020, §3.2): the less, the more texture.
 
     Per image the mean cost over either region, then the mean over the images, the paired difference and how often
@@ -64,10 +68,10 @@ def evaluate_texture(*, masks: Masks = None, what: TextureOptions, options: Tabl
     if not found:
         _nothing(console, sources.values(), failures)
     key = digest({"masks": [source.identity() for source in sources.values()], "wet_cost": what.wet_cost})
-    folder = options.output or options.run / f"evaluate-texture-{key[:6]}"
-    inputs = [str(source.path) for source in sources.values()]
+    paths = [source.path for source in sources.values()]
+    folder = output_folder(context, options, paths, f"evaluate-texture-{key[:6]}")
     tables = [texture_table(found, what.wet_cost, options.confidence)]
-    show_tables(console, folder, tables, notes, {"inputs": inputs, "failures": failures})
+    show_tables(console, folder, tables, notes, {"inputs": [*map(str, paths)], "failures": failures})
     exit_with(console, failures)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
@@ -23,15 +23,31 @@ _NOT_SHOWN = ("success", "norms", "transfer")
 class TableOptions(Settings):
     """Where tables go and what is printed."""
 
-    output: Path | None = option(None, "Folder for the tables (default: a name of its own below --run).", flag="-o")
+    output: Path | None = option(
+        None,
+        "Folder for the tables (default: a name of its own beside the stages, or below --run where that is given).",
+        flag="-o",
+    )
     run: Path = option(Path("pixelsem-run"), "Folder that holds the stages of one experiment.", env="PIXELSEM_RUN")
     confidence: float = option(0.95, "Level of the confidence intervals.", low=0.5, high=0.9999)
     json: bool = option(False, "Print everything as JSON on stdout in place of the folder's path.", flag="--json")
     quiet: bool = option(False, "No tables on stderr.", flag="-q")
 
 
-def output_folder(context: typer.Context, options: TableOptions, inputs: Sequence[Path], name: str) -> Path:
-    """Return where tables go: ``-o``; else ``name`` in ``--run`` where that is given, else beside the inputs.
+class Placed(Protocol):
+    """Options that say where results go."""
+
+    @property
+    def output(self) -> Path | None:
+        """The place itself."""
+
+    @property
+    def run(self) -> Path:
+        """The folder for what has a name of its own."""
+
+
+def output_folder(context: typer.Context, options: Placed, inputs: Sequence[Path], name: str) -> Path:
+    """Return where results go: ``-o``; else ``name`` in ``--run`` where that is given, else beside the inputs.
 
     Where ``inputs`` lie in several folders, ``name`` is in ``--run``'s default.
     """

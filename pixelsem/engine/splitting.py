@@ -190,13 +190,11 @@ class SplitRun:
         success = kept is not None and after is not None and self._succeeds(record, clean, kept, after)
         clean_file = _moved(record.clean, 1, "clean")
         mask_file = _moved(str(record.adversarial), 2, "masks", self.keep)
-        name = "adversarial" if success else "attempt"
-        made = {} if kept is None else {name: kept}
-        files = {
-            field: _moved(str(record.adversarial), 2, "images" if success else "attempts", self.keep) for field in made
-        }
-        for field, pixels in made.items():
-            self._write(files[field], pixels)
+        name = _moved(str(record.adversarial), 2, "images" if success else "attempts", self.keep)
+        digests = {"clean": pixel_digest(clean), "mask": pixel_digest(region)}
+        if kept is not None:
+            self._write(name, kept)
+            digests["adversarial" if success else "attempt"] = pixel_digest(kept)
         self._write(clean_file, clean)
         write_image(self.stage.path / mask_file, region)
         tried = int(kept is not None)
@@ -212,8 +210,8 @@ class SplitRun:
                 seed=self.sides.seed,
                 clean=clean_file,
                 mask=mask_file,
-                adversarial=files.get("adversarial"),
-                attempt=files.get("attempt"),
+                adversarial=name if success else None,
+                attempt=None if success or kept is None else name,
                 history=None,
                 height=record.height,
                 width=record.width,
@@ -225,9 +223,7 @@ class SplitRun:
                 before=describe(before, self.names),
                 after=None if after is None else describe_after(after, before, self.names),
                 pixels=[] if kept is None else changed_pixels(clean, kept),
-                digests={
-                    field: pixel_digest(pixels) for field, pixels in (made | {"clean": clean, "mask": region}).items()
-                },
+                digests=digests,
             )
         )
         self.tally.found += success

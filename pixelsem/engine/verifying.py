@@ -146,7 +146,8 @@ class Verification:
         if record.success != (record.adversarial is not None):
             yield f"success is {_word(record.success)}, but there is {'an' if record.adversarial else 'no'} image"
         if record.attempt is not None and (record.success or record.outcome != "attacked"):
-            yield f"{record.attempt}: is kept as a failure, but the search {'succeeded' if record.success else 'never ran'}"
+            became = "succeeded" if record.success else "never ran"
+            yield f"{record.attempt}: is kept as a failure, but the search {became}"
         yield from _region_problems(record, pixels)
         if self.evaluator is not None:
             yield from self._scored(record, pixels, self.evaluator)
