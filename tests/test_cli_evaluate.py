@@ -454,7 +454,7 @@ def test_accuracy_by_hand(call, colours):
 def test_accuracy_of_a_split_of_a_part_and_as_json(call, colours):
     plain = json.loads(call(*colours, "--data", "data/test", "--limit", "2", "--json").stdout)
     assert plain["tables"]["accuracy"]["rows"][0]["top1"]["n"] == 2
-    assert plain["model"]["name"].endswith("model.py:brightest")
+    assert next(iter(plain["models"])).endswith("model.py:brightest")
 
 
 def test_accuracy_by_numbered_classes(call, colours, tmp_path):
@@ -462,6 +462,47 @@ def test_accuracy_by_numbered_classes(call, colours, tmp_path):
         (tmp_path / "data/test" / name).rename(tmp_path / "data/test" / str(number))
     result = call(*colours, "--data", "data", "--json")
     assert json.loads(result.stdout)["tables"]["accuracy"]["rows"][0]["top1"]["count"] == 3
+
+
+def test_accuracy_leaves_folders_out_that_are_no_class(call, colours, tmp_path):
+    (tmp_path / "data/test/violet").mkdir()
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"data/test/violet/{number}.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "data/test/loose.png")
+    result = call(*colours, "--data", "data", "-o", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "2 images in violet/ left out: no class of" in result.stderr
+    assert "1 images in no folder left out" in result.stderr
+    assert rows_of(Path("out"), "accuracy")[0]["top1_n"] == "4"
+
+
+def test_accuracy_of_several_models(call, colours, tmp_path):
+    """The second sees what is darkest, and knows blue by another name; the third cannot be tested."""
+    with (tmp_path / "model.py").open("a") as code:
+        code.write("class Darkest(Brightest):\n    def forward(self, x):\n        return -super().forward(x)\n")
+    (tmp_path / "other.txt").write_text("red\ngreen\nnavy\n")
+    (tmp_path / "none.txt").write_text("a\nb\nc\n")
+    models = {
+        "bright": {"model": "model.py:brightest", "classes": "names.txt", "input-size": 8},
+        "dark": {"model": "model.py:Darkest", "classes": "other.txt", "input-size": 8},
+        "alien": {"model": "model.py:brightest", "classes": "none.txt", "input-size": 8},
+    }
+    Path("models.yaml").write_text(json.dumps(models))
+    result = call("accuracy", "--models", "models.yaml", "--data", "data", "-o", "out", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "alien: " in problem(result)
+    assert "1 images in blue/ left out: no class of dark" in result.stderr
+    rows = rows_of(Path("out"), "accuracy")
+    assert [(row["network"], row["top1_count"], row["top1_n"]) for row in rows] == [
+        ("bright", "3", "4"),
+        ("dark", "0", "3"),
+    ]
+    found = {row["class"]: (row["accuracy_1"], row["accuracy_2"]) for row in rows_of(Path("out"), "classes")}
+    assert found == {"red": ("1.0", "0.0"), "green": ("1.0", "0.0"), "blue": ("0.0", "")}
+    assert (Path("out") / "accuracy.tex").is_file()
+    both = call(*colours, "--models", "models.yaml", "--data", "data")
+    assert both.exit_code == 2
+    assert "--models names the models; leave --model out" in problem(both)
 
 
 def test_accuracy_goes_on_without_images_it_cannot_read(call, colours, tmp_path):
