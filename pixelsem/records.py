@@ -56,7 +56,8 @@ class SegmentRecord(Struct, frozen=True, omit_defaults=True):
     ``digests`` are of the pixels of the record's files (:func:`pixelsem.images.pixel_digest`), by field.
 
     Where a person's ``scribbles`` changed the mask, ``original`` is the one it was before. ``threshold`` is
-    the share of 65535 from which a pixel of a ``soft`` mask is foreground.
+    the share of 65535 from which a pixel of a ``soft`` mask is foreground; ``class_`` the class whose evidence an
+    attention map shows.
     """
 
     id: Text
@@ -69,6 +70,7 @@ class SegmentRecord(Struct, frozen=True, omit_defaults=True):
     scribbles: str | None = None
     original: str | None = None
     threshold: Share = 0.5
+    class_: Text | None = field(name="class", default=None)
     digests: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -393,14 +393,18 @@ def test_whose_evidence(photos: Path) -> None:
     """By its folder, by the model (for which the square is the most), or by a table."""
     Path("labels.csv").write_text("id,class\nred/small.png,green\nother/tall.png,red\n")
     square = scene(20, 20)[..., 1] == 250
-    by_folder = masks(call("photos", *OPTIONS).stdout.strip())["red/small.png"][1]
-    by_model = masks(call("photos", *OPTIONS, "--labels", "predicted").stdout.strip())["red/small.png"][1]
+    given, by_folder = masks(call("photos", *OPTIONS).stdout.strip())["red/small.png"]
+    predicted, by_model = masks(call("photos", *OPTIONS, "--labels", "predicted").stdout.strip())["red/small.png"]
+    assert (given.class_, predicted.class_) == ("red", "green")
     assert not by_folder[square].any()
     assert (by_model == np.where(square, 65535, 0)).all()
     result = call("photos", *OPTIONS, "--labels", "labels.csv", "-o", "table", code=1)
     assert "labels.csv: has no line for 'red/wide.png'" in result.stderr
     table = masks("table")
     assert set(table) == {"red/small.png", "other/tall.png"}
+    assert {key: record.class_ for key, (record, _) in table.items()} == {
+        "red/small.png": "green", "other/tall.png": "red",
+    }  # fmt: skip
     assert (table["red/small.png"][1] == by_model).all()
     assert table["other/tall.png"][1][40:, 20:].max() == 0
     Path("elsewhere").mkdir()

@@ -345,6 +345,7 @@ class Attention:
         self._classifier = load(settings).to(pick_device(settings.device))
         self._labels = Labels(settings.labels, self._classifier.class_names)
         self._focus = find_focus(self._classifier, method, settings.layer)
+        self._shown: dict[str, str] = {}
 
     @property
     def threshold(self) -> float:
@@ -391,10 +392,17 @@ class Attention:
             for values, image in zip(maps, images, strict=True)
         ]
 
+    def shown(self, image_id: str) -> str:
+        """Return the class that the latest mask of an image shows; asked once per mask."""
+        return self._shown.pop(image_id)
+
     def _maps(self, fitted: Tensor, ids: Sequence[str]) -> Tensor:
         def choose(logits: Tensor) -> Tensor:
             predicted = logits.argmax(1).tolist()
-            return torch.tensor([self._labels.of(each, top)[0] for each, top in zip(ids, predicted, strict=True)])
+            chosen = [self._labels.of(each, top)[0] for each, top in zip(ids, predicted, strict=True)]
+            names = self._classifier.class_names
+            self._shown |= {each: names[number] for each, number in zip(ids, chosen, strict=True)}
+            return torch.tensor(chosen)
 
         try:
             return activation_maps(self._classifier, fitted, self._focus, choose)

@@ -64,6 +64,14 @@ class CutsSoftMasks(Protocol):
 
 
 @runtime_checkable
+class ShowsClass(Protocol):
+    """A segmenter whose masks show where a classifier sees a class, another one from image to image."""
+
+    def shown(self, image_id: str) -> str:
+        """Return the class that the latest mask of an image shows; asked once per mask."""
+
+
+@runtime_checkable
 class AsksModel(Protocol):
     """A segmenter whose masks come from a model that the user may choose."""
 

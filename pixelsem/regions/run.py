@@ -18,7 +18,7 @@ from pixelsem.errors import InputError
 from pixelsem.images import iter_chunks, pixel_digest, read_image, write_image
 from pixelsem.records import SegmentRecord
 from pixelsem.regions.masks import coverage_flags, region_of
-from pixelsem.regions.registry import CutsSoftMasks, Segmenter
+from pixelsem.regions.registry import CutsSoftMasks, Segmenter, ShowsClass
 from pixelsem.sources import ImageItem
 from pixelsem.stage import Stage, png_names
 
@@ -133,7 +133,10 @@ class _Work:
         write_image(self._stage.path / mask, values)
         image = item.path.relative_to(self._root).as_posix()
         digests = {"mask": pixel_digest(values)}
-        return SegmentRecord(item.id, image, mask, kind, coverage, flags, threshold=threshold, digests=digests)
+        shown = self._segmenter.shown(item.id) if isinstance(self._segmenter, ShowsClass) else None
+        return SegmentRecord(
+            item.id, image, mask, kind, coverage, flags, threshold=threshold, class_=shown, digests=digests
+        )
 
 
 def _completed(
