@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,14 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
 from pixelsem.attacks.registry import ATTACKS
+from pixelsem.cli import attack as command
 from pixelsem.cli.app import app
 from pixelsem.engine import attacking
+from pixelsem.errors import PixelsemError
 from pixelsem.images import write_image
 from pixelsem.records import AttackRecord, SegmentRecord
 from pixelsem.stage import Stage, StageInfo, open_stage
@@ -672,11 +676,31 @@ def test_explain_shows_the_plan_and_attacks_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "pixelsem-run").exists()
 
 
-def test_explain_says_what_auto_measured() -> None:
-    plan = json.loads(call("--explain", "--json", options=[]).stdout)
+def test_explain_says_what_auto_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELSEM_CACHE", str(tmp_path / "cache"))
+    first = call("--explain", "--json", options=[])
+    assert "measuring how this model is scored fastest" in first.stderr
+    plan = json.loads(first.stdout)
     assert plan["way"]["evaluator"] in ("dense", "incremental")
     assert plan["way"]["rate"] > 0
-    assert call("--explain", options=[]).stderr.count("of each clean image") == 1
+    again = call("--explain", options=[]).stderr
+    assert again.count("of each clean image") == 1
+    assert "measuring" not in again
+
+
+@pytest.mark.parametrize("wanted", [["--targeted"], ["--target", "green"]])
+def test_an_attack_without_a_targeted_form_says_so_before_any_work(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[str]
+) -> None:
+    info = dataclasses.replace(ATTACKS["de"], targeted=False)
+    monkeypatch.setattr(command, "load", lambda options: pytest.fail("the model was loaded"))
+    app = typer.Typer()
+    app.command("de")(command._command(info))
+    app.command("other")(lambda: None)
+    result = CliRunner().invoke(app, ["de", str(photos), *wanted])
+    assert isinstance(result.exception, PixelsemError)
+    assert str(result.exception) == f"{wanted[0]}: `attack de` has no targeted form; leave it out"
+    assert not Path("pixelsem-run").exists()
 
 
 def test_list_names_every_attack() -> None:

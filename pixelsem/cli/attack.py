@@ -151,6 +151,7 @@ class _AttackCommand:
         if isinstance(self.evaluator, EvaluatorOptions) and self.evaluator.explain:
             self._explain(console)
             return
+        self._check_goal()
         given = self._input(images, console)
         source = open_images(given)
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
@@ -171,6 +172,11 @@ class _AttackCommand:
         exit_with(console, tally.failures)
         if tally.out_of_time:
             raise typer.Exit(EXIT_SOME_FAILED)
+
+    def _check_goal(self) -> None:
+        if not self.info.targeted and (self.goal.targeted or self.goal.target is not None):
+            wanted = "--targeted" if self.goal.target is None else "--target"
+            raise PixelsemError(f"{wanted}: `attack {self.info.name}` has no targeted form; leave it out")
 
     def _input(self, images: list[Path] | None, console: Console) -> Path:
         paths = resolve_inputs(images, self.output.run, ("segment",), note=console.note)
@@ -237,7 +243,9 @@ class _AttackCommand:
             return RayEngine(job, names, address=where.address, workers=where.ray_workers, note=console.problem)
         devices = pick_devices(self.evaluator.device)
         if len(devices) == 1:
-            return job.on(devices[0]).open(classifier)
+            searcher = job.on(devices[0]).open(classifier)
+            searcher.evaluator.on_measure = lambda: console.note(_MEASURING)
+            return searcher
         engine = ProcessEngine(job, classifier.class_names, devices, console.problem)
         self.context.call_on_close(engine.close)
         return engine
@@ -259,6 +267,7 @@ class _AttackCommand:
         pixels, population = getattr(self.settings, "pixels", 1), getattr(self.settings, "population", 400)
         first = replace(self.evaluator, device=pick_devices(self.evaluator.device)[0])
         evaluator = open_evaluator(load(self.model), first)
+        evaluator.on_measure = lambda: console.note(_MEASURING)
         evaluator.attach_grey()
         way = evaluator.way_for(pixels, population * self.evaluator.in_flight)
         table = plan_table(evaluator.explain(pixels), way, pixels, evaluator.activation_bytes(pixels))
@@ -365,6 +374,8 @@ class _AttackCommand:
         if tally.out_of_time:
             console.problem("the time limit ended the run; the same command goes on from there")
 
+
+_MEASURING = "measuring how this model is scored fastest; remembered for the next run"
 
 _SKIPPED = {
     "misclassified": "the model is wrong on the clean image",

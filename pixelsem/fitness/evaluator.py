@@ -66,6 +66,8 @@ class Evaluator:
     logits but for the order of sums; or ``auto``, the faster of both for each number of changed pixels, as
     measured once and remembered (:mod:`pixelsem.fitness.tuning`). A classifier behind a defence is always scored
     dense.
+
+    :ivar on_measure: called before the faster of both is found by trying, which takes seconds.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Evaluator:
         self._scorers: dict[str, Scorer] = {}
         self._ways: dict[int, Way] = {}
         self._image_batch: int | None = None
+        self.on_measure: Callable[[], None] = lambda: None
 
     @torch.inference_mode()
     def attach(self, images: Tensor) -> Tensor:
@@ -257,6 +260,7 @@ class Evaluator:
 
         if self._mode != "auto":
             return measured(self._mode)  # type: ignore[arg-type]
+        self.on_measure()
         dense, incremental = measured("dense"), measured("incremental")
         many = _repeated(edits, max(1, min(incremental.batch_size, int(incremental.rate * _SHORT_PROBE))))
         best = fastest_way(dense, incremental, self._incremental(), many, seconds)
