@@ -412,3 +412,10 @@ def test_real_photos() -> None:
         truth = read_mask(path.parents[1] / "masks" / f"{path.stem}.png") > 127
         scores.append(iou(grabcut(image, GrabCutSettings(iterations=2)), truth))
     assert np.mean(scores) > 0.5
+
+
+def test_saliency_without_weights_says_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixelsem.regions.saliency.bundled_weights", lambda model: None)
+    with pytest.raises(PixelsemError, match=r"--init saliency .*--method u2netp --weights FILE, .*--prior") as error:
+        GrabCut(SALIENT, ["a.jpg"])
+    assert "\n" not in str(error.value)

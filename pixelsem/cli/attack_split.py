@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +16,7 @@ from pixelsem.cli.options import OutputOptions, ShardOptions
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
 from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
-from pixelsem.models.options import load
-from pixelsem.models.settings import ModelOptions
+from pixelsem.models.options import load, model_of
 from pixelsem.settings import Settings, option
 from pixelsem.stage import STAGE_FILE, Stage
 
@@ -154,13 +153,8 @@ def _masks(source: Stage, given: Path | None, run: Path, console: Console) -> tu
 
 def attacked_model(source: Stage, scoring: RescoringOptions) -> Classifier:
     """Load the model that was attacked; raise :class:`PixelsemError` where what is found is another one."""
-    origin = _origin(source)
-    noted = origin.info.options
-    values = {field.name: noted[field.name] for field in fields(ModelOptions) if noted.get(field.name) is not None}
-    for name in {"weights", "classes"} & values.keys():
-        values[name] = origin.path / str(values[name])
-    values |= {name: value for name in ("model", "weights") if (value := getattr(scoring, name)) is not None}
-    options = ModelOptions.from_dict(values)
+    given = {name: value for name in ("model", "weights") if (value := getattr(scoring, name)) is not None}
+    options = replace(model_of(_origin(source)), **given)
     classifier = load(options)
     if classifier.digest != (source.info.model or {}).get("digest"):
         raise PixelsemError(
@@ -235,8 +229,9 @@ def _counts(stage: Stage, tally: SplitTally) -> dict[str, int]:
 def _summary(console: Console, tally: SplitTally, source: Stage, counts: dict[str, int]) -> None:
     if tally.resumed:
         console.note(f"{tally.resumed} images were split before")
-    console.note(f"{counts['successes']} of {counts['searched']} split images still fool the model")
+    split = f"{counts['searched']} split images, of all successes of {source.path},"
+    console.note(f"{counts['successes']} of {split} still fool the model")
     if tally.without_noise:
-        console.note(f"{tally.without_noise} searches of {source.path} found nothing: no noise to split")
+        console.note(f"{tally.without_noise} of its searches found nothing and count nowhere: no noise to split")
     for reason, count in sorted(tally.skipped.items()):
         console.note(f"{count} images skipped: {reason}")

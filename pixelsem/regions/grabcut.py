@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelsem.errors import InputError, PixelsemError
+from pixelsem.errors import InputError, ModelError, PixelsemError
 from pixelsem.images import read_hints
 from pixelsem.regions.masks import FolderMasks, Kind, MaskSource, region_of
 from pixelsem.regions.opencv import require
@@ -287,7 +287,13 @@ def _open_prior(settings: GrabCutSettings, ids: Sequence[str]) -> _MaskPrior | _
     # Here, as the registry's methods take long to import.
     from pixelsem.regions.registry import METHODS, open_segmenter
 
-    return _SaliencyPrior(open_segmenter("u2netp", METHODS["u2netp"].settings(), ids))
+    try:
+        return _SaliencyPrior(open_segmenter("u2netp", METHODS["u2netp"].settings(), ids))
+    except ModelError as error:
+        raise ModelError(
+            "--init saliency starts from u2netp, and this package has no weights of it; make masks with --method "
+            "u2netp --weights FILE, and give their stage with --prior"
+        ) from error
 
 
 def to_prior(values: NDArray[np.integer], kind: Kind, threshold: float = 0.5) -> NDArray[np.float32]:

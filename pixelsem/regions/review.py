@@ -35,7 +35,7 @@ from pixelsem.images import (
     write_image,
 )
 from pixelsem.records import Review, SegmentRecord
-from pixelsem.regions.grabcut import BLACK, PROBABLE_OBJECT, SURE_AROUND, SURE_OBJECT, WHITE, grabcut
+from pixelsem.regions.grabcut import BLACK, WHITE, grabcut, to_prior
 from pixelsem.regions.masks import FolderMasks, coverage_flags, region_of
 from pixelsem.regions.registry import Segmenter, open_segmenter
 from pixelsem.regions.run import usable_cores
@@ -421,9 +421,8 @@ def cut_from(
     white, black = scribbles >= WHITE, scribbles <= BLACK
     if ((prior | white) & ~black).all():
         raise InputError("its mask is the whole image: draw some background, too")
-    likely, unlikely = (SURE_OBJECT + PROBABLE_OBJECT) / 2, (SURE_AROUND + PROBABLE_OBJECT) / 2
     settings = GrabCutSettings(init="saliency", upscale=upscale)  # any start from a mask
-    found = grabcut(image, settings, scribbles, np.where(prior, likely, unlikely))
+    found = grabcut(image, settings, scribbles, to_prior(prior.astype(np.uint8), "binary"))
     # Sure whatever rounding the enlarged size took.
     return np.asarray((found | white) & ~black)
 
