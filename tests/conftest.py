@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from pixelsem.cli import evaluate
+from pixelsem.cli.groups import RootGroup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +44,21 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("PIXELSEM_DATA names no folder")
     return Path(folder)
+
+
+@pytest.fixture
+def evaluate_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[..., Result]]:
+    """``evaluate_in("transfer")`` is that command, to be called with its arguments in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
+    evaluate.register(app)
+    app.command("other")(lambda: None)
+
+    def command(name: str) -> Callable[..., Result]:
+        return lambda *arguments: CliRunner().invoke(app, ["evaluate", name, *map(str, arguments)], input="")
+
+    return command
 
 
 @pytest.fixture(scope="session")

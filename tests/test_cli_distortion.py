@@ -7,29 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from attack_stages import info, record, write_stage
-from typer.testing import CliRunner, Result
 
-from pixelsem.cli import evaluate
-from pixelsem.cli.groups import RootGroup
 from pixelsem.images import write_image
 
 SIZE = 12
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
-    evaluate.register(app)
-    app.command("other")(lambda: None)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, ["evaluate", "distortion", *map(str, arguments)], input="")
-
-    return run
+def call(evaluate_in):
+    return evaluate_in("distortion")
 
 
 def make_stage(path: Path, levels: dict[str, int | None], *, tries: bool = False, **options) -> Path:

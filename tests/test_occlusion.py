@@ -6,13 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from attack_stages import CLASSES
 from test_transfer import CODE
-from typer.testing import CliRunner, Result
 
-from pixelsem.cli import evaluate
-from pixelsem.cli.groups import RootGroup
 from pixelsem.images import write_image
 from pixelsem.metrics.occlusion import Seen, fill, occlusion
 
@@ -20,17 +16,8 @@ SIZE = 8
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
-    evaluate.register(app)
-    app.command("other")(lambda: None)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, ["evaluate", "occlusion", *map(str, arguments)], input="")
-
-    return run
+def call(evaluate_in):
+    return evaluate_in("occlusion")
 
 
 @pytest.fixture

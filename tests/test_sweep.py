@@ -6,12 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from attack_stages import info, record, write_stage
-from typer.testing import CliRunner, Result
 
-from pixelsem.cli import evaluate
-from pixelsem.cli.groups import RootGroup
 from pixelsem.errors import PixelsemError
 from pixelsem.images import write_image
 from pixelsem.metrics.intervals import rate
@@ -28,17 +24,8 @@ def setups(*options: dict):
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
-    evaluate.register(app)
-    app.command("other")(lambda: None)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, ["evaluate", "sweep", *map(str, arguments)], input="")
-
-    return run
+def call(evaluate_in):
+    return evaluate_in("sweep")
 
 
 def make_stage(path: Path, hits: int, level: int = 10, **options) -> Path:

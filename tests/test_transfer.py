@@ -10,12 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import typer
 from attack_stages import CLASSES, info, record, write_stage
-from typer.testing import CliRunner, Result
 
-from pixelsem.cli import evaluate
-from pixelsem.cli.groups import RootGroup
 from pixelsem.errors import PixelsemError
 from pixelsem.images import write_image
 from pixelsem.metrics.predictions import Predictor
@@ -68,17 +64,8 @@ def models(tmp_path) -> Path:
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "400")
-    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
-    evaluate.register(app)
-    app.command("other")(lambda: None)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, ["evaluate", "transfer", *map(str, arguments)], input="")
-
-    return run
+def call(evaluate_in):
+    return evaluate_in("transfer")
 
 
 def make_stage(path: Path, pairs=PAIRS, size: int = SIZE, **options) -> Path:

@@ -15,13 +15,12 @@ from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from pixelsem.cli.attack_stages import Group
     from pixelsem.metrics.distortion import Distortion
     from pixelsem.metrics.intervals import Rate
     from pixelsem.report.distortion import DistortionRow
-    from pixelsem.report.tables import Cell
 
 Stages = Annotated[
     list[Path] | None,
@@ -78,19 +77,14 @@ def evaluate_distortion(
 def _rows(group: Group, device: str, failures: dict[str, str], confidence: float) -> Iterator[DistortionRow]:
     """Yield a group's row of the successes and, where every failed try is known as well, that of all tries."""
     from pixelsem.report.distortion import DistortionRow
+    from pixelsem.report.setups import describe_search
 
     found = measure_searches(group, device, failures)
     hits = {search.record.key for search in group.attacked if search.record.success}
-    names, asr = describe(group), success_rate(group, confidence)
+    names, asr = describe_search(group.setup, group.region, group.goal), success_rate(group, confidence)
     yield DistortionRow(names, "successes", asr, [one for key, one in found.items() if key in hits])
     if len(hits) < len(found) == len(group.attacked):
         yield DistortionRow(names, "all tries", asr, list(found.values()))
-
-
-def describe(group: Group) -> Sequence[Cell]:
-    """Return what a row is about: network, attack, pixels, variant, region and goal."""
-    setup = group.setup
-    return [setup.network, setup.attack, setup.pixels, setup.variant or None, group.region, group.goal]
 
 
 def success_rate(group: Group, confidence: float) -> Rate | None:

@@ -159,13 +159,14 @@ class _Work:
             self.failures[name] = f"{name}: {error}; left out"
 
     def _row(self, name: str, group: Group, predictor: Predictor) -> TransferRow:
-        from pixelsem.cli.evaluate_distortion import describe
         from pixelsem.metrics.transfer import transfer
+        from pixelsem.report.setups import describe_search
         from pixelsem.report.transfer import TransferRow
 
         looks = list(_look(group, predictor, self.failures))
         white = group.setup.model.get("digest") == self.digests[name]
-        return TransferRow(describe(group), name, white, transfer(looks, self.confidence))
+        names = describe_search(group.setup, group.region, group.goal)
+        return TransferRow(names, name, white, transfer(looks, self.confidence))
 
     def _note_sizes(self, name: str, classifier: Classifier) -> None:
         height, width = classifier.preprocessing.size

@@ -11,20 +11,13 @@ import numpy as np
 from pixelsem.metrics.bootstrap import bootstrap
 from pixelsem.metrics.distortion import LARGEST, Distortion, Summary, summarize
 from pixelsem.metrics.intervals import Rate
+from pixelsem.report.setups import SEARCH
 from pixelsem.report.tables import Cell, Column, Table
 
 #: Over which searches means are taken.
 Over = Literal["successes", "all tries"]
 
-_ABOUT = (
-    Column("network", "Network", about=True),
-    Column("attack", "Attack", about=True),
-    Column("pixels", "Pixels", "count", about=True),
-    Column("variant", "Variant", about=True),
-    Column("region", "Region", about=True),
-    Column("goal", "Goal", about=True),
-    Column("over", "Means over", about=True),
-)
+_ABOUT = (*SEARCH, Column("over", "Means over", about=True))
 
 #: Key, title, field of :class:`Distortion`, what it is divided by, and decimals.
 _MEASURES = (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.robustness import DONG2020, Survival
 from pixelsem.metrics.setups import Setup
+from pixelsem.report.setups import SEARCH, describe_search
 from pixelsem.report.tables import Cell, Column, Table
 from pixelsem.transforms.specs import Defense
 
@@ -17,12 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = (
-    Column("network", "Network", about=True),
-    Column("attack", "Attack", about=True),
-    Column("pixels", "Pixels", "count", about=True),
-    Column("variant", "Variant", about=True),
-    Column("region", "Region", about=True),
-    Column("goal", "Goal", about=True),
+    *SEARCH,
     Column("defense", "Defence"),
     Column("right", "Right after it", "rate"),
     Column("before", "Success before", "rate"),
@@ -56,7 +52,7 @@ class RobustnessRow:
     def cells(self) -> list[Cell]:
         """The row of the table."""
         setup, found = self.setup, self.found
-        about: list[Cell] = [setup.network, setup.attack, setup.pixels, setup.variant or None, self.region, self.goal]
+        about = describe_search(setup, self.region, self.goal)
         rates: list[Cell] = [found.right, found.before, found.after, found.survived]
         published = DONG2020.get((setup.attack, setup.options.get("delta", 0), self.defense.text))
         return [*about, self.defense.text, *rates, None if published is None else published / 100]

@@ -18,6 +18,8 @@ SETUP = (
 )
 REGION = Column("region", "Region", about=True)
 GOAL = Column("goal", "Goal", about=True)
+#: What a row over searches of every kind of attack is about (a constraint is what few-pixel ones have).
+SEARCH = (*(column for column in SETUP if column.key != "constraint"), REGION, GOAL)
 GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
 
 
@@ -25,6 +27,11 @@ def describe(setup: Setup, *, without: Sequence[str] = ()) -> list[Cell]:
     """Return the cells of :data:`SETUP`; the variant leaves out the options ``without``, which a row is not about."""
     parts = [part for part in setup.variant.split(", ") if part.partition("=")[0] not in without]
     return [setup.network, setup.attack, setup.pixels, setup.constraint, ", ".join(parts) or None]
+
+
+def describe_search(setup: Setup, region: str, goal: str) -> list[Cell]:
+    """Return the cells of :data:`SEARCH`."""
+    return [setup.network, setup.attack, setup.pixels, setup.variant or None, region, goal]
 
 
 def each_region(setups: Sequence[Setup]) -> Iterator[tuple[Setup, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.transfer import Transfer
+from pixelsem.report.setups import SEARCH
 from pixelsem.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -16,14 +17,7 @@ if TYPE_CHECKING:
 #: What rates are over: the images that fooled the substitute, or all searches.
 Over = Literal["written", "attacked"]
 
-_ABOUT = (
-    Column("network", "Substitute", about=True),
-    Column("attack", "Attack", about=True),
-    Column("pixels", "Pixels", "count", about=True),
-    Column("variant", "Variant", about=True),
-    Column("region", "Region", about=True),
-    Column("goal", "Goal", about=True),
-)
+_ABOUT = (Column("network", "Substitute", about=True), *SEARCH[1:])
 
 
 @dataclass(frozen=True)
