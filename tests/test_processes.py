@@ -259,6 +259,18 @@ def test_a_model_that_no_process_can_load_is_one_line(photos: Path) -> None:
     assert "no room here" in done.stderr
 
 
+def nobody_is_left(group: int) -> bool:
+    """Say whether all processes of a group end soon: one that watches over the others ends a little later."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_all_processes_and_keep_what_is_done(photos: Path, number: signal.Signals, code: int) -> None:
@@ -276,8 +288,7 @@ def test_signals_end_all_processes_and_keep_what_is_done(photos: Path, number: s
     assert process.returncode == code, said
     assert "what is done stays done" in said.splitlines()[-1]
     assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of the group is left
+    assert nobody_is_left(process.pid)
     assert 0 < len(records("two")) < IMAGES
     call("--device", "cpu,cpu", "-o", "two")
     assert same("two", "one")
