@@ -229,7 +229,7 @@ def _counts(stage: Stage, tally: SplitTally) -> dict[str, int]:
 def _summary(console: Console, tally: SplitTally, source: Stage, counts: dict[str, int]) -> None:
     if tally.resumed:
         console.note(f"{tally.resumed} images were split before")
-    split = f"{counts['searched']} split images, of all successes of {source.path},"
+    split = f"{counts['searched']} split images (the successes of {source.path})"
     console.note(f"{counts['successes']} of {split} still fool the model")
     if tally.without_noise:
         console.note(f"{tally.without_noise} of its searches found nothing and count nowhere: no noise to split")
