@@ -102,7 +102,7 @@ def matrix_table(rows: Sequence[TransferRow], over: Over = "written") -> Table:
         "written": "the attacked images that fooled the substitute",
         "attacked": "all attacked images",
     }[over]
-    notes = [f"Success rate (%) over {counted} and whose clean version the target model gets right; * white box."]
+    notes = [f"Success rate (%) over {counted}, of those whose clean version the target model gets right; * white box."]
     notes += _bounds(rows) if over == "attacked" else []
     return Table("matrix", "Success against target models (dong2020, Table 1)", columns, cells, notes)
 
