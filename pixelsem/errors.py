@@ -9,6 +9,16 @@ EXIT_INTERRUPTED = 130  # by Ctrl-C: 128 + SIGINT
 EXIT_TERMINATED = 143  # by a scheduler: 128 + SIGTERM
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory from any other error: of Python and NumPy, of PyTorch on the host and on a GPU.
+
+    PyTorch has a class for the latter only; its allocator on the host raises a RuntimeError that says so.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error).lower()
+
+
 class PixelsemError(Exception):
     """A problem to report in one line: what is wrong, with which file, and what to do.
 

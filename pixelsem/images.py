@@ -96,6 +96,8 @@ def _opened(path: Path | str, data: bytes | None = None, formats: tuple[str, ...
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit in memory; make it smaller") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not an image that can be read") from error
     except Image.DecompressionBombError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what arithmetic on tables of them holds
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
 Text = Annotated[str, Meta(min_length=1)]

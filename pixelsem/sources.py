@@ -124,8 +124,10 @@ def fingerprint(items: Sequence[ImageItem]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 (hex) of a file; of a broken link, which reading reports later, an empty text."""
+    """Return the sha256 (hex) of a file; of a broken link or a pipe, which reading reports later, an empty text."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return ""
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:

@@ -183,7 +183,7 @@ class Stage:
         for number, line in enumerate(self._lines(), 1):
             try:
                 yield self._decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, StageError) as error:
                 yield StageError(f"{self.manifest}, line {number}: {one_line(error)}")
 
     def keys(self) -> set[tuple[str, ...]]:
@@ -192,6 +192,7 @@ class Stage:
 
     def _lines(self) -> Iterator[bytes]:
         try:
+            _refuse_pipe(self.manifest)
             with self.manifest.open("rb") as file:
                 yield from (line for line in file if line.endswith(b"\n"))
         except FileNotFoundError:
@@ -273,7 +274,7 @@ class Stage:
         """Return the line that takes the place of ``line``, and take its change out of ``expected``."""
         try:
             record = self._decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, StageError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, StageError) as error:
             raise StageError(f"{self.manifest}: {one_line(error)}") from error
         if record.key not in expected:  # as it is: it may hold more than this version knows
             return line
@@ -314,12 +315,19 @@ class Stage:
 def count_lines(manifest: Path) -> int:
     """Return how many whole lines a manifest holds, unread; 0 where there is none. Raises :class:`StageError`."""
     try:
+        _refuse_pipe(manifest)
         with manifest.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError as error:
         raise StageError(f"{manifest}: cannot be read: {reason(error)}") from error
+
+
+def _refuse_pipe(manifest: Path) -> None:
+    """Raise :class:`StageError` for a named pipe or the like: opening it would wait for ever."""
+    if manifest.exists() and not (manifest.is_file() or manifest.is_dir()):
+        raise StageError(f"{manifest}: not a regular file")
 
 
 def is_free(path: Path) -> bool:

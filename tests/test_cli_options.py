@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from pixelsem.cli.console import Console
 from pixelsem.cli.groups import RootGroup
 from pixelsem.cli.options import OutputOptions, SelectionOptions, add_defaults, command_name, expand
 from pixelsem.errors import PixelsemError
@@ -64,7 +65,8 @@ def search(
 ) -> None:
     values = settings.to_dict() | {"place": settings.place and str(settings.place)}
     assert shared.count == settings.count
-    print(json.dumps({**values, "images": [str(path) for path in images or []], "name": command_name(context)}))
+    shown = {**values, "images": [str(path) for path in images or []], "name": command_name(context)}
+    Console().data(json.dumps(shown))
 
 
 def make_app() -> typer.Typer:
@@ -312,7 +314,7 @@ def test_one_option_in_two_spellings_is_refused(tmp_path: Path) -> None:
 
 def _command_with(kind: type[Settings]) -> Any:
     def command(*, settings: Settings) -> None:
-        print(*settings.to_dict().values())
+        Console().data(" ".join(map(str, settings.to_dict().values())))
 
     command.__annotations__["settings"] = kind
     return command

@@ -39,7 +39,7 @@ class AttackSettings(Settings):
 class EvolutionSettings(AttackSettings):
     """Differential evolution itself, whatever it minimises (wang2021 §III-C, Eqs. 10–13)."""
 
-    population: int = option(400, "Candidates per generation.", low=6)
+    population: int = option(400, "Candidates per generation.", low=6, high=1_000_000)
     generations: int = option(100, "Generations at most, the initial population included.", low=1)
     strategy: Strategy = option("rand1bin", "Base vector, difference vectors and crossover (Eq. 11 is rand/1).")
     mutation: tuple[float, float] = option((0.5, 1.0), "Range of F, drawn anew every generation.", low=0, high=2)
@@ -124,7 +124,7 @@ class RegionOptions(Settings):
         """Raise :class:`PixelsemError` for a region that is none, or for options that contradict each other."""
         name, _, number = self.region.partition(":")
         if self.region not in ("original", "foreground", "background", "all") and not (
-            name == "label" and number.isdigit()
+            name == "label" and number.isdecimal() and len(number) < 10
         ):
             raise PixelsemError(f"--region: {self.region!r} is none of original, foreground, background, all, label:N")
         if self.grow and self.shrink:

@@ -6,14 +6,37 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+
+
+_data: ContextVar[TextIO | None] = ContextVar("data", default=None)
+
+
+@contextmanager
+def only_data_on_stdout() -> Iterator[None]:
+    """Send to stderr what is printed while the block runs, but for :meth:`Console.data`.
+
+    A model of the user's own may print; behind a pipe that would be taken for the path of a stage.
+    """
+    token = _data.set(data_stream())
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _data.reset(token)
+
+
+def data_stream() -> TextIO:
+    """Return the stream that data go to: stdout as it was when the command started."""
+    return _data.get() or sys.stdout
 
 
 class Console:
@@ -50,7 +73,7 @@ class Console:
     def data(self, text: str) -> None:
         """Print what a program may read on, on stdout. Where its reader is gone, nothing happens."""
         try:
-            print(text, flush=True)
+            print(text, file=data_stream(), flush=True)
         except BrokenPipeError:
             silence_stdout()
 
@@ -91,4 +114,4 @@ class Bar:
 
 def silence_stdout() -> None:
     """Point stdout to nowhere, so that Python does not complain about its lost reader when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), data_stream().fileno())

@@ -15,10 +15,20 @@ from typer.exceptions import TyperException
 
 from pixelsem.cli.console import Console, silence_stdout
 from pixelsem.cli.options import config_of
-from pixelsem.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_TERMINATED, EXIT_USAGE, PixelsemError
+from pixelsem.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    PixelsemError,
+    is_out_of_memory,
+)
 from pixelsem.files import one_line
 
 _STOPPED = "what is done stays done, the same command goes on from there"
+
+_SMALLER = "ask for less at a time (--batch-size, --in-flight, --population, --limit), or take smaller images"
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,6 +63,11 @@ class RootGroup(TyperGroup):
         except PixelsemError as error:
             Console().problem(one_line(error))
             raise typer.Exit(error.exit_code) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            Console().problem(f"out of memory ({one_line(error)[:200]}); {_SMALLER}")
+            raise typer.Exit(EXIT_USAGE) from error
         except Terminated as error:
             Console().problem(f"terminated; {_STOPPED}")
             raise typer.Exit(EXIT_TERMINATED) from error

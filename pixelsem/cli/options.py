@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, g
 
 import typer
 
+from pixelsem.cli.console import only_data_on_stdout
 from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option, option_name
@@ -107,7 +108,8 @@ def expand(function: Callable[..., None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         settings = {name: _build(kind, values) for name, kind in groups.items()}
         others = {name: value for name, value in values.items() if name not in grouped and name != "config"}
-        function(**settings, **others)
+        with only_data_on_stdout():
+            function(**settings, **others)
 
     command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}

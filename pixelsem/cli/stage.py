@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pixelsem.cli.console import Console
+from pixelsem.cli.console import Console, data_stream
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.options import expand
 from pixelsem.cli.stages import hold
@@ -192,7 +191,7 @@ def stage_status(*, stages: Watched = None, options: ReportOptions) -> None:
             console.problem(str(error))
     if options.json:
         console.data(json.dumps({"stages": states}, ensure_ascii=False))
-    elif sys.stdout.isatty():
+    elif data_stream().isatty():
         _show(states, console)
     else:
         console.data("\n".join("\t".join(row) for row in [_COLUMNS, *map(_cells, states)]))

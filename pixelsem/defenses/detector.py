@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[_Header, dict[str, NDArray[Any]]]:
                 raise PixelsemError(f"{path}: holds weights, but not those of a detector")
             header = msgspec.json.decode(text, type=_Header)
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise PixelsemError(f"{path}: not a valid detector: {one_line(error)}; train it anew") from error
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise PixelsemError(f"{path}: not a detector, or cut short ({one_line(error)}); train it anew") from error

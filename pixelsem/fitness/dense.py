@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.products import with_fast_products
-from pixelsem.models.classifier import Classifier
+from pixelsem.models.classifier import Classifier, run_network
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +21,7 @@ class DenseScorer:
         self._dtype = DTYPES[precision]
         network = copy.deepcopy(classifier.network).requires_grad_(False)
         self._network = with_fast_products(network.to(self._dtype).to(memory_format=torch.channels_last))
-        self._defense = classifier.defense
+        self._defense, self._name = classifier.defense, classifier.name
         self._mean, self._std, self._scale = classifier.mean, classifier.std, classifier.preprocessing.scale
         self._images = torch.empty(0)
 
@@ -46,5 +46,4 @@ class DenseScorer:
             images = self._defense(images)
         # The normalisation stays in fp32: 8-bit values are not exact in bf16.
         x = (images * self._scale - self._mean) / self._std
-        logits: Tensor = self._network(x.to(self._dtype))
-        return logits.float()
+        return run_network(self._network, x.to(self._dtype), self._name).float()

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from pixelsem.errors import PixelsemError
+from pixelsem.errors import ModelError, PixelsemError, is_out_of_memory
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.fitness.dense import DenseScorer
 from pixelsem.fitness.edits import Edits
@@ -212,11 +212,21 @@ class Evaluator:
     def confirm(self, images: Tensor) -> Tensor:
         """Return fp32 logits, float32 [N, classes] on the device, of uint8 [N, 3, H, W] images; no queries counted.
 
-        One image at a time: what is decided here must not depend on what else is in a batch.
+        One image at a time: what is decided here must not depend on what else is in a batch. Raises
+        :class:`ModelError` for logits that are no numbers, :class:`PixelsemError` where one image does not fit in
+        memory.
         """
-        with _MatmulPrecision("fp32"):
-            unit = images.to(self.device).float() / 255
-            return torch.cat([self.classifier(image[None]).float() for image in unit])
+        try:
+            with _MatmulPrecision("fp32"):
+                unit = images.to(self.device).float() / 255
+                logits = torch.cat([self.classifier(image[None]).float() for image in unit])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_large("image") from error
+        if not logits.isfinite().all():
+            raise ModelError(f"{self.classifier.name}: gives NaN or infinite logits for an image; use sound weights")
+        return logits
 
     def attach_grey(self) -> None:
         """Attach one grey image: enough to measure with."""
@@ -292,7 +302,7 @@ class Evaluator:
             try:
                 with _MatmulPrecision(self.precision):
                     parts.append(logits(slice(start, min(start + size, count))))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 size = _halved(min(size, count - start), error)
                 continue
             start += size
@@ -311,7 +321,7 @@ class Evaluator:
             try:
                 with _MatmulPrecision(self.precision):
                     self._logits(way, batch)
-            except RuntimeError as error:
+            except (MemoryError, RuntimeError) as error:
                 _halved(len(batch), error)
                 raise torch.OutOfMemoryError(str(error)) from error
             if self.device.type == "cuda":
@@ -356,12 +366,16 @@ def pick_devices(names: str) -> list[str]:
     return devices
 
 
+def _too_large(what: str) -> PixelsemError:
+    return PixelsemError(f"out of memory with a single {what}; use a smaller model or another --device")
+
+
 def _halved(size: int, error: Exception) -> int:
     """Return half of a batch ``size`` that ran out of memory; raise where it did not, or is one image already."""
-    if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+    if not is_out_of_memory(error):
         raise error
     if size <= 1:
-        raise PixelsemError("out of memory with a single candidate; use a smaller model or another --device") from error
+        raise _too_large("candidate") from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return size // 2

@@ -135,7 +135,7 @@ def load_metadata(path: Path) -> Metadata | None:
         arch, class_names = str(values.pop("arch")), tuple(map(str, values.pop("class_names")))
         tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return Metadata(arch, class_names, Preprocessing(**{**values, **tuples}))
-    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError) as error:
         raise ModelError(f"{path}: its {_METADATA_KEY!r} metadata cannot be read ({first_line(error)})") from error
 
 

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pixelsem.errors import ModelError
+from pixelsem.errors import ModelError, PixelsemError, is_out_of_memory
+from pixelsem.files import one_line
 from pixelsem.transforms.layer import DefenseLayer
 
 #: How pixels are interpolated when an image is resized; PIL's filters, all antialiased but ``nearest``.
@@ -102,8 +103,24 @@ class Classifier(nn.Module):
         """Return the logits [N, classes] of float images [N, 3, H, W] in [0, 1]."""
         if self.defense is not None:
             x = self.defense(x)
-        logits: Tensor = self.network((x * self.preprocessing.scale - self.mean) / self.std)
-        return logits
+        return run_network(self.network, (x * self.preprocessing.scale - self.mean) / self.std, self.name)
+
+
+def run_network(network: nn.Module, x: Tensor, name: str) -> Tensor:
+    """Return what a network, which may be anyone's code, makes of normalised images [N, 3, H, W].
+
+    Raises :class:`ModelError`, one line that names the model, for whatever it raises but a lack of memory.
+    """
+    try:
+        logits: Tensor = network(x)
+    except PixelsemError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(f"{name}: cannot score images of {x.shape[3]}×{x.shape[2]} ({said})") from error
+    return logits
 
 
 def compute_digest(network: nn.Module, preprocessing: Preprocessing, extra: bytes = b"") -> str:

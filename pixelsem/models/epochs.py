@@ -79,14 +79,16 @@ class Epochs(Generic[R]):
     def _load(self, training: Resumable) -> list[R]:
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            found = state["identity"]
-        except Exception as error:  # damaged archives raise almost anything
+            if state["identity"] != self.identity:
+                raise StageError(f"{self.checkpoint}: belongs to another training run; give another folder with -o")
+            log = [msgspec.convert(record, self.record) for record in state["log"]]
+            training.restore(state)
+        except StageError:
+            raise
+        except Exception as error:  # damaged archives raise almost anything, tensors of other shapes RuntimeError
             reason = f"not a training checkpoint ({first_line(error)}); remove it to start anew"
             raise ModelError(f"{self.checkpoint}: {reason}") from error
-        if found != self.identity:
-            raise StageError(f"{self.checkpoint}: belongs to another training run; give another folder with -o")
-        training.restore(state)
-        return [msgspec.convert(record, self.record) for record in state["log"]]
+        return log
 
 
 @torch.no_grad()

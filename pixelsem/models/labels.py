@@ -19,7 +19,7 @@ class Labels:
     def __init__(self, rule: str, class_names: tuple[str, ...]) -> None:
         """``rule`` is ``auto``, ``given``, ``predicted`` or a CSV file of ``id,class`` lines.
 
-        Raises :class:`PixelsemError` for a file that is missing or names an unknown class.
+        Raises :class:`PixelsemError` for a file that is missing, names an unknown class or an image twice.
         """
         self._rule = rule
         self._names = class_names
@@ -30,7 +30,8 @@ class Labels:
         """Return the class number of ``name`` (a name, or a number); :class:`PixelsemError` where it is none."""
         if name in self._index:
             return self._index[name]
-        if name.isdigit() and int(name) < len(self._names):
+        # Not isdigit, which takes "²"; a number of thousands of digits is more than int() reads.
+        if name.isdecimal() and len(name) < 10 and int(name) < len(self._names):
             return int(name)
         shown = ", ".join(self._names[:10]) + (", …" if len(self._names) > 10 else "")
         raise PixelsemError(f"{where}: {name!r} is none of the model's {len(self._names)} classes ({shown})")
@@ -68,6 +69,8 @@ class Labels:
         for number, row in rows:
             if len(row) != 2:
                 raise PixelsemError(f"{file}, line {number}: two columns expected (id,class), {len(row)} found")
+            if row[0] in table:
+                raise PixelsemError(f"{file}, line {number}: {row[0]!r} is there twice")
             table[row[0]] = self.index(row[1], f"{file}, line {number}")
         if not table:
             raise PixelsemError(f"{file}: holds no labels; it needs lines of id,class")

@@ -203,12 +203,14 @@ def _count_logits(classifier: Classifier) -> int:
     try:
         with torch.no_grad():
             both, alone = classifier(pair), classifier(pair[:1])
-    except Exception as error:  # the network is anyone's code
+    except ModelError:
+        raise
+    except Exception as error:  # memory, devices
         raise ModelError(f"{name}: cannot score a {width}×{height} image ({first_line(error)})") from error
     for logits, count in ((both, 2), (alone, 1)):
         if not isinstance(logits, Tensor):
             raise ModelError(f"{name}: returns {type(logits).__name__}; it must return logits [N, classes]")
-        if logits.ndim != 2 or len(logits) != count or not logits.is_floating_point():
+        if logits.ndim != 2 or len(logits) != count or not logits.numel() or not logits.is_floating_point():
             raise ModelError(f"{name}: returns {list(logits.shape)} for {count} images; it must return [N, classes]")
         if not logits.isfinite().all():
             raise ModelError(f"{name}: gives NaN or infinite logits for a black image; check --scale, --mean and --std")
