@@ -20,7 +20,7 @@ from pixelsem.errors import PixelsemError, StageError
 from pixelsem.stage import MANIFEST_FILE, STAGE_FILE, Stage
 from pixelsem.yaml_files import dump_yaml, read_yaml
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 #: What means something to one of the parsers.
 TOKENS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,12 @@ CASES = [
     *corpus.image_cases(), *corpus.side_cases(), *corpus.yaml_cases(), *corpus.model_cases(), *corpus.file_cases(),
 ]  # fmt: skip
 NAMES_OF_STAGES = [case.name for case in corpus.stage_cases(Path("none"))]
+
+
+def some_slow(cases: Sequence[Any]) -> list[Any]:
+    """Leave every fifth to the quick tests: each is quick, all together take a minute."""
+    slow = pytest.mark.slow
+    return [pytest.param(case, id=str(case), marks=() if n % 5 == 0 else slow) for n, case in enumerate(cases)]
 
 
 def call(*words: str) -> Any:
@@ -93,13 +99,13 @@ def test_the_corpus_is_large_and_every_case_has_its_name() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", some_slow(CASES))
 def test_input(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check(case, tmp_path)
 
 
-@pytest.mark.parametrize("name", NAMES_OF_STAGES)
+@pytest.mark.parametrize("name", some_slow(NAMES_OF_STAGES))
 def test_damaged_stage(name: str, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check(next(case for case in corpus.stage_cases(stage) if case.name == name), tmp_path)
