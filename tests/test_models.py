@@ -266,7 +266,7 @@ def test_one_number_stands_for_all_channels() -> None:
 
 
 def test_input_too_small_for_the_network() -> None:
-    assert "cannot score a 4×4 image" in refusal("vgg11", weights="none", input_size=4)
+    assert "cannot score images of 4×4" in refusal("vgg11", weights="none", input_size=4)
 
 
 # Weights: writing and reading
