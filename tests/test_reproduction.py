@@ -8,16 +8,23 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = DOCS / "reproduction" / "run.sh"
-RESULTS = sorted((DOCS / "reproduction" / "results").glob("*.json"))
+RESULTS = DOCS / "reproduction" / "results"
+RATES = sorted(file for file in RESULTS.glob("*.json") if file.stem != "masks")
 
 
-@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", RATES, ids=lambda file: file.stem)
 def test_the_page_tells_what_the_results_say(file: Path) -> None:
     page = (DOCS / "reproduction.md").read_text()
     rates = [row["asr"] for row in json.loads(file.read_text())["rows"]]
     assert rates
     for rate in rates:
         assert f"{100 * rate['rate']:.2f} % ({rate['count']}/{rate['n']})" in page
+
+
+def test_the_page_tells_how_good_masks_are() -> None:
+    page = (DOCS / "reproduction.md").read_text()
+    for row in json.loads((RESULTS / "masks.json").read_text())["rows"]:
+        assert f"{row['iou']:.3f} [{row['iou_low']:.3f}, {row['iou_high']:.3f}] | {row['max_f']:.3f}" in page
 
 
 @pytest.mark.parametrize("arguments", [[], ["--wrong"], ["--cifar"], ["--cifar", ".", "nothing"]])
