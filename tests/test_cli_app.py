@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pixelsem.cli.app import app
+from pixelsem.cli.app import app, make_app
 from pixelsem.cli.console import Console
 from pixelsem.stage import open_stage
 
@@ -206,6 +206,24 @@ finally:
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: pixelsem")
         assert done.stderr == "\n", f"{arguments} imports {done.stderr}"
+
+
+def test_commands_that_were_not_read_are_named_as_they_name_themselves() -> None:
+    whole, names = (typer.main.get_command(made) for made in (make_app(), make_app(())))
+    assert list(names.commands) == list(whole.commands)
+    for name, command in whole.commands.items():
+        assert names.commands[name].help == (command.help or "").split("\n\n")[0].replace("\n", " ")
+        assert getattr(names.commands[name], "commands", None) in (None, {})
+
+
+@pytest.mark.parametrize("words", [["attack", "de", "--help"], ["models", "--help"], ["nothing"], ["--version"]])
+def test_the_program_answers_as_the_whole_does(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "pixelsem", *words], capture_output=True, text=True)
+    whole = CliRunner().invoke(app, words, prog_name="pixelsem")
+    told, expected = (
+        [part.split() for part in out] for out in ((done.stdout, done.stderr), (whole.stdout, whole.stderr))
+    )
+    assert (done.returncode, told) == (whole.exit_code, expected)  # but for the width of the terminal
 
 
 def test_help_is_instant() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelsem.attacks.base import Outcome, Progress, Searches
 from pixelsem.attacks.pgd import Ascent
 from pixelsem.attacks.settings_qian2021 import MDi2FgmSettings
-from pixelsem.errors import PixelsemError
+from pixelsem.errors import ModelError, PixelsemError
 from pixelsem.fitness.evaluator import Evaluator, LossAndGradient
 
 
@@ -90,7 +90,7 @@ class _DiverseAscent(Ascent):
         size = (self._vertical.padded, self._horizontal.padded)
         try:
             self.evaluator.confirm(torch.zeros(1, 3, *size, dtype=torch.uint8))
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
             name = self.evaluator.classifier.name
             text = f"--resize-rate: {name} takes no images of {size[0]}×{size[1]} pixels; give a rate below 1"
             raise PixelsemError(text) from error
