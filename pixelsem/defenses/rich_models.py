@@ -36,7 +36,11 @@ def sealwatch_version() -> str:
 
 
 def rich_model(plane: Plane, kind: RichModel) -> NDArray[np.float32]:
-    """Return the rich model of one plane, uint8 [H, W], as float32 [34671] or [12753]."""
+    """Return the rich model of one plane, uint8 [H, W], as float32 [34671] or [12753].
+
+    A few of its numbers may differ from one process to the next: sealwatch rounds residuals that floating-point sums
+    leave on the border of two steps.
+    """
     from sealwatch import srm, srmq1, tools
 
     extract = {"srm": srm.extract, "srmq1": srmq1.extract}[kind]
