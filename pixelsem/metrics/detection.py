@@ -125,6 +125,7 @@ def _area(clean: Array, adversarial: Sequence[Array], confidence: float) -> Esti
     def area(weights: NDArray[Any]) -> NDArray[Any]:
         """Return the area for weights [..., N] of the images."""
         pairs = (weights @ versions) * weights.sum(-1)
-        return np.minimum(((weights @ wins) * weights).sum(-1) / pairs, 1.0)  # sums of parts end a hair above
+        shares = ((weights @ wins) * weights).sum(-1) / pairs
+        return np.asarray(np.minimum(shares, 1.0))  # sums of parts may end a hair above
 
     return bootstrap(np.eye(len(clean)), confidence, area)
