@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pixelsem.errors import OutputError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -19,8 +22,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     disk is full. Then, and after any other error in the block, ``path`` is as it was and no temporary
     file is left.
     """
-    # A name of its own length: one made from the file's own could become too long for the file system.
-    temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -34,6 +36,27 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name in the folder of ``path`` that no reader takes.
+
+    One made from the file's own name could become too long for the file system.
+    """
+    return path.with_name(f".{os.urandom(8).hex()}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Tell the names that :func:`temporary_beside` makes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files below ``folder`` that writers which were killed left; nobody may be writing there."""
+    for parent, _, names in os.walk(folder):
+        for name in filter(is_temporary, names):
+            with suppress(OSError):
+                Path(parent, name).unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from threading import Event, Thread
 import msgspec
 
 from pixelsem.errors import OutputError, StageError
-from pixelsem.files import reason
+from pixelsem.files import reason, temporary_beside
 
 try:
     import fcntl
@@ -201,7 +201,7 @@ def _is_fresh(path: Path, now: float) -> bool:
 
 def _clock(path: Path) -> float:
     """Return the time by the clock that dates the lock file: that of the machine whose disk it is."""
-    probe = path.with_name(f".{os.urandom(8).hex()}.tmp")
+    probe = temporary_beside(path)
     try:
         handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:

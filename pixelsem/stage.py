@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from pixelsem.errors import OutputError, PixelsemError, StageError
-from pixelsem.files import one_line, path_problem, reason, write_atomically, write_text
+from pixelsem.files import is_temporary, one_line, path_problem, reason, write_atomically, write_text
 from pixelsem.locks import LOCK_FILE, StageLock
 from pixelsem.records import PATH_FIELDS, RECORD_TYPES, AttackRecord, DefendRecord, EpochRecord, Record, SegmentRecord
 
@@ -203,6 +203,8 @@ class Stage:
     def _decode(self, line: bytes) -> Record:
         """Decode and check one line; raises msgspec's errors and :class:`StageError`."""
         record: Record = self._decoder.decode(line)
+        if msgspec.json.encode(record) != line.rstrip(b"\n"):  # what is as we write it needs no closer look
+            _refuse_doubled_keys(line)
         for name in PATH_FIELDS[self.info.kind]:
             value = getattr(record, name)
             if value is not None:
@@ -312,6 +314,24 @@ class Stage:
         return resolved
 
 
+def _refuse_doubled_keys(line: bytes) -> None:
+    """Raise :class:`StageError` where an object of a JSON line holds a key twice: which value counts is anyone's guess.
+
+    The decoder takes the last one, also in fields that it does not know.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        names = Counter(name for name, _ in pairs)
+        twice = next((name for name, count in names.items() if count > 1), None)
+        if twice is not None:
+            raise StageError(f"the key {twice!r} is given twice")
+
+    try:
+        json.loads(line, object_pairs_hook=check, parse_int=str, parse_float=str, strict=False)
+    except ValueError as error:
+        raise StageError(f"not valid JSON: {one_line(error)}") from error
+
+
 def count_lines(manifest: Path) -> int:
     """Return how many whole lines a manifest holds, unread; 0 where there is none. Raises :class:`StageError`."""
     try:
@@ -331,10 +351,19 @@ def _refuse_pipe(manifest: Path) -> None:
 
 
 def is_free(path: Path) -> bool:
-    """Can a new stage be made at ``path``: is nothing there, or an empty folder? Raises :class:`OSError`."""
+    """Can a new stage be made at ``path``: is nothing there, an empty folder, or what a stage began with and no more?
+
+    A process that was killed there, or a full disk, leaves that. Raises :class:`OSError`.
+    """
     if not path.exists():
         return True
-    return path.is_dir() and all(entry.name == LOCK_FILE for entry in path.iterdir())
+    return path.is_dir() and all(_is_begun(entry) for entry in path.iterdir())
+
+
+def _is_begun(entry: Path) -> bool:
+    """Is a folder's entry one that :meth:`Stage.create` makes before ``stage.yaml``?"""
+    empty_manifest = entry.name == MANIFEST_FILE and entry.is_file() and entry.stat().st_size == 0
+    return empty_manifest or entry.name == LOCK_FILE or is_temporary(entry.name)
 
 
 def _empty(path: Path) -> None:
@@ -343,7 +372,7 @@ def _empty(path: Path) -> None:
     if len(entries) > 1 and not (path / MANIFEST_FILE).exists():
         raise StageError(f"{path}: holds other things beside {STAGE_FILE}; not a stage, so not overwritten")
     # The marks of a stage go last, so that an interrupted removal can be taken up again.
-    for entry in sorted(entries, key=lambda entry: entry.name in (STAGE_FILE, MANIFEST_FILE)):
+    for entry in sorted(entries, key=lambda entry: (entry.name == STAGE_FILE, entry.name == MANIFEST_FILE)):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from pixelsem.errors import OutputError, PixelsemError
-from pixelsem.files import one_line, path_problem, reason, write_atomically, write_text
+from pixelsem.files import (
+    is_temporary,
+    one_line,
+    path_problem,
+    reason,
+    remove_temporaries,
+    write_atomically,
+    write_text,
+)
 from pixelsem.yaml_files import MAX_YAML_BYTES, dump_yaml, read_yaml
 
 
@@ -199,3 +207,29 @@ def test_reasons_are_one_line_without_the_path() -> None:
     )
     assert reason(OSError("decoder\n  says no")) == "decoder says no"
     assert one_line(ValueError("a\n\tb  c")) == "a b c"
+
+
+_KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from pixelsem.files import write_atomically
+with write_atomically(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_leaves_is_told_from_results_and_removed(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.png"
+    done = subprocess.run([sys.executable, "-c", _KILLED_WHILE_WRITING, str(target)], timeout=60)
+    assert done.returncode < 0
+    (left,) = os.listdir(target.parent)
+    assert is_temporary(left)
+    results = ["a.png", "a.tmp", ".0123456789abcdeg.tmp", "x.0123456789abcdef.tmp"]
+    for name in results:
+        assert not is_temporary(name)
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert os.listdir(target.parent) == []
+    assert sorted(os.listdir(tmp_path)) == sorted([*results, "deep"])

@@ -167,6 +167,52 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     assert list(Stage.create(tmp_path, info())) == []
 
 
+def test_what_a_killed_start_leaves_is_taken(tmp_path: Path) -> None:
+    """Before ``stage.yaml`` there is an empty manifest, and a temporary file that is to become it."""
+    (tmp_path / MANIFEST_FILE).touch()
+    (tmp_path / ".0123456789abcdef.tmp").write_bytes(b"kind: seg")
+    assert list(Stage.create(tmp_path, info())) == []
+    assert open_stage(tmp_path).info == info()
+
+
+@pytest.mark.parametrize(("name", "content"), [(MANIFEST_FILE, b"{}\n"), ("notes.tmp", b""), (".hidden", b"")])
+def test_what_no_start_leaves_is_not_taken(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StageError, match="exists and is not a stage"):
+        Stage.create(tmp_path, info())
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_full_disk_at_the_start_does_not_block_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        break_call(patch, "fsync", errno.ENOSPC, 0)
+        with pytest.raises(OutputError, match="No space left on device"):
+            Stage.create(tmp_path / "s", info())
+    assert list(Stage.create(tmp_path / "s", info())) == []
+
+
+def test_an_interrupted_overwriting_can_be_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files were removed before it was killed."""
+    unlink, left = Path.unlink, [0]
+
+    def dying(path: Path, *more: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, *more)
+
+    for removed in range(3):
+        Stage.create(tmp_path / "s", info(), overwrite=True).append(segment())
+        (tmp_path / "s" / "file").touch()
+        left[0] = removed
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dying)
+            with pytest.raises(KeyboardInterrupt):
+                Stage.create(tmp_path / "s", info(identity="123456"), overwrite=True)
+        assert list(Stage.create(tmp_path / "s", info(identity="123456"), overwrite=True)) == []
+        assert open_stage(tmp_path / "s").info.identity == "123456"
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/s: cannot be written: Not a directory; choose another folder with -o"):

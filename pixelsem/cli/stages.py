@@ -15,7 +15,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.options import OutputOptions, command_name
 from pixelsem.errors import EXIT_SOME_FAILED, OutputError, StageError
-from pixelsem.files import reason
+from pixelsem.files import reason, remove_temporaries
 from pixelsem.locks import StageLock
 from pixelsem.settings import Settings
 from pixelsem.stage import MANIFEST_FILE, STAGE_FILE, Stage, StageInfo, count_lines, digest, is_free
@@ -95,8 +95,8 @@ def open_output(
 def hold(context: typer.Context, path: Path) -> StageLock | None:
     """Lock the stage at ``path`` until the command ends; None where something else is there.
 
-    A lock whose holder is dead is taken over, which is said on stderr. Raises :class:`StageError` where another
-    process writes to the stage.
+    A lock whose holder is dead is taken over, which is said on stderr, and its half-written files are removed. Raises
+    :class:`StageError` where another process writes to the stage.
     """
     try:
         if not (path / STAGE_FILE).exists() and not is_free(path):
@@ -107,6 +107,7 @@ def hold(context: typer.Context, path: Path) -> StageLock | None:
     context.call_on_close(lock.release)
     if lock.replaced is not None:
         Console().problem(f"{path}: the lock of {lock.replaced}, which is gone, was taken over")
+        remove_temporaries(path)
     return lock
 
 
