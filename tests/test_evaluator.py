@@ -160,6 +160,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     assert max(small.sizes) <= 9, "a size that failed must not be tried again"
 
 
+def test_candidates_are_spread_evenly_over_batches(images: torch.Tensor) -> None:
+    evaluator = Evaluator(make_classifier(), device="cpu", batch_size=24, scorer="dense")
+    whole = with_small_memory(evaluator, 1000, OUT_OF_MEMORY[0])
+    evaluator.attach(images)
+    whole.sizes.clear()
+    evaluator.score(make_edits())
+    assert whole.sizes == [17, 17, 16]
+
+
 def test_one_candidate_that_does_not_fit_is_a_clear_error(images: torch.Tensor) -> None:
     evaluator = Evaluator(make_classifier(), device="cpu", batch_size=8)
     with_small_memory(evaluator, 0, OUT_OF_MEMORY[0])
@@ -320,7 +329,9 @@ def test_the_batch_grows_while_that_is_faster_and_shrinks_to_what_fits() -> None
     assert fastest_batch(Way("dense", 1, tried=4096), seconds).batch_size == 256
     assert asked == [1, 16, 32, 64, 128, 256, 512], "until memory ends"
     flat = fastest_batch(Way("dense", 1, tried=4096), lambda way: 0.002 * way.batch_size)
-    assert (flat.batch_size, flat.rate) == (16, pytest.approx(500))
+    assert (flat.batch_size, flat.rate) == (128, pytest.approx(500)), "the largest of equals, within reason"
+    slower = fastest_batch(Way("dense", 1, tried=4096), lambda way: way.batch_size * (1e-3 + way.batch_size * 1e-5))
+    assert slower.batch_size == 16
     heavy = fastest_batch(Way("dense", 1, tried=4096), lambda way: 3.0 * way.batch_size)
     assert heavy.batch_size == 1
 

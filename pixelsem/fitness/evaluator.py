@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelsem.errors import ModelError, PixelsemError, is_out_of_memory
-from pixelsem.fitness.allocation import keep_freed_memory
+from pixelsem.fitness.allocation import keep_freed_memory, keep_kernels
 from pixelsem.fitness.dense import DenseScorer
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.incremental import IncrementalScorer
@@ -89,6 +89,7 @@ class Evaluator:
         self.device = pick_device(str(device))
         if self.device.type == "cpu":
             keep_freed_memory()
+            keep_kernels()
         self.precision = precision
         self.classifier = classifier.to(self.device).eval()
         self.queries = 0
@@ -299,13 +300,15 @@ class Evaluator:
         parts: list[Tensor] = []
         start = 0
         while start < count:
+            left = count - start
+            stop = start + -(-left // -(-left // size))  # batches of about one size: a small last one is slow
             try:
                 with _MatmulPrecision(self.precision):
-                    parts.append(logits(slice(start, min(start + size, count))))
+                    parts.append(logits(slice(start, stop)))
             except (MemoryError, RuntimeError) as error:
-                size = _halved(min(size, count - start), error)
+                size = _halved(stop - start, error)
                 continue
-            start += size
+            start = stop
         return torch.cat(parts), size
 
     @torch.inference_mode()

@@ -47,18 +47,24 @@ Seconds = Callable[[Way], float]
 
 
 def fastest_batch(way: Way, seconds: Seconds) -> Way:
-    """Double the batch while that makes ``way`` clearly faster, up to ``way.tried``; return it with the best one."""
-    best = None
+    """Double the batch while that makes ``way`` faster, up to ``way.tried``; return it with the best one.
+
+    Of batches that are about as fast it is the largest: the same candidates over and over, as they are timed, are
+    kind to small ones, where a search has other windows every time.
+    """
+    tried: list[Way] = []
     for size in _sizes(seconds(_sized(way, 1)), way.tried):
         try:
             taken = seconds(_sized(way, size))
         except torch.OutOfMemoryError:
             break
-        if best is None or size / taken > best.rate * 1.03:
-            best = _sized(way, size, size / taken)
+        tried.append(_sized(way, size, size / taken))
+        best = max(tried, key=lambda one: one.rate)
         if size >= 8 * best.batch_size or taken > LONG_PROBE:  # one dip may be chance
             break
-    return best or _sized(way, 1)
+    if not tried:
+        return _sized(way, 1)
+    return next(one for one in reversed(tried) if one.rate >= 0.95 * best.rate)
 
 
 def _sizes(one: float, largest: int) -> Iterator[int]:
