@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelsem.images import write_image
+from pixelsem.images import pixel_digest, write_image
 from pixelsem.records import SegmentRecord
 from pixelsem.regions.masks import coverage_flags
 from pixelsem.regions.review import FORMAT, mask_digest
@@ -53,7 +53,7 @@ def make_stage(folder: Path, ids: list[str], *, method: str = "grabcut", **masks
         write_image(stage.path / mask, values)
         coverage = float(inside.mean())
         flags = [] if kind == "labels" else coverage_flags(coverage)  # superpixels are everywhere
-        stage.append(SegmentRecord(name, name, mask, kind, coverage, flags))
+        stage.append(SegmentRecord(name, name, mask, kind, coverage, flags, digests={"mask": pixel_digest(values)}))
     return stage
 
 

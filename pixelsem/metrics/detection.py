@@ -92,8 +92,7 @@ def measure(records: Sequence[DetectionRecord], confidence: float = 0.95) -> Det
         return None
     hits = [(sum(version.detected for version in made[name]), len(made[name])) for name in names]
     alarms = [(int(clean[name].detected), 1) for name in names]
-    single = all(versions == 1 for _, versions in hits)
-    detected = rate(sum(hit for hit, _ in hits), len(hits), confidence) if single else clustered_rate(hits, confidence)
+    detected = clustered_rate(hits, confidence)
     false_alarms = rate(sum(alarm for alarm, _ in alarms), len(alarms), confidence)
     assert detected is not None
     assert false_alarms is not None

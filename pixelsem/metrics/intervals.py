@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -62,7 +62,7 @@ def clustered_rate(clusters: Sequence[tuple[int, int]], confidence: float = 0.95
     Several targets, or several searches, of one image are no independent trials. Wilson's interval is taken
     at the effective sample size n / D, D being the design effect of the ratio estimator (Rao & Scott,
     Biometrics 48, 1992), never below 1. Where the data cannot tell D (one cluster, or all trials alike),
-    every cluster counts as one trial.
+    every cluster counts as one trial. Clusters of one trial each are independent trials: see :func:`rate`.
     """
     clusters = [(hits, trials) for hits, trials in clusters if trials]
     n = sum(trials for _, trials in clusters)
@@ -74,8 +74,19 @@ def clustered_rate(clusters: Sequence[tuple[int, int]], confidence: float = 0.95
     return Rate(successes, n, low, high, effective_n=n / effect)
 
 
+def rate_by_cluster(outcomes: Iterable[tuple[Hashable, bool]], confidence: float = 0.95) -> Rate | None:
+    """Return :func:`clustered_rate` of trials given one by one, each as (its cluster, success)."""
+    clusters: dict[Hashable, tuple[int, int]] = {}
+    for cluster, success in outcomes:
+        hits, trials = clusters.get(cluster, (0, 0))
+        clusters[cluster] = (hits + success, trials + 1)
+    return clustered_rate(list(clusters.values()), confidence)
+
+
 def _design_effect(clusters: Sequence[tuple[int, int]], successes: int, n: int) -> float:
     share, count = successes / n, len(clusters)
+    if n == count:
+        return 1.0
     if count < 2 or successes in (0, n):
         return n / count
     spread = sum((hits - trials * share) ** 2 for hits, trials in clusters)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pixelsem.metrics.intervals import Rate, clustered_rate
-
-#: What makes two searches be of the same image: its path and the class attacked away from.
-Image = tuple[str, str]
+from pixelsem.metrics.intervals import Rate, rate_by_cluster
+from pixelsem.metrics.success import Image
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,11 @@ def survival(tried: Sequence[Tried], confidence: float = 0.95) -> Survival:
     """
     robust = [one for one in tried if one.right]
     return Survival(
-        right=_rate(((one.image, one.right) for one in tried), confidence),
-        before=_rate(((one.image, one.before) for one in robust), confidence),
-        after=_rate(((one.image, one.after) for one in robust), confidence),
-        survived=_rate(((one.image, one.after) for one in robust if one.before), confidence),
+        right=rate_by_cluster(((one.image, one.right) for one in tried), confidence),
+        before=rate_by_cluster(((one.image, one.before) for one in robust), confidence),
+        after=rate_by_cluster(((one.image, one.after) for one in robust), confidence),
+        survived=rate_by_cluster(((one.image, one.after) for one in robust if one.before), confidence),
     )
-
-
-def _rate(outcomes: Iterable[tuple[Image, bool]], confidence: float) -> Rate | None:
-    """Return the share of successes; several searches of one image are no independent trials."""
-    by_image: dict[Image, list[bool]] = {}
-    for image, success in outcomes:
-        by_image.setdefault(image, []).append(success)
-    return clustered_rate([(sum(own), len(own)) for own in by_image.values()], confidence)
 
 
 def right_everywhere(rows: Iterable[Sequence[Tried]]) -> set[Image]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pixelsem.metrics.intervals import Rate, clustered_rate, rate
+from pixelsem.metrics.intervals import Rate, rate, rate_by_cluster
 from pixelsem.metrics.success import Image
 
 
@@ -59,22 +59,10 @@ def transfer(looks: Sequence[Look], confidence: float = 0.95) -> Transfer:
     fooled = [look for look in right if look.fooled]
     distinct = {look.image: look.right for look in looks}
     return Transfer(
-        natural=_rate(list(distinct), list(distinct.values()), confidence),
-        success=_rate([look.image for look in fooled], [bool(look.hit) for look in fooled], confidence),
-        accuracy=_rate([look.image for look in fooled], [bool(look.correct) for look in fooled], confidence),
-        of_attacked=_rate([look.image for look in right], [bool(look.hit) for look in right], confidence),
-        accuracy_of_attacked=_rate(
-            [look.image for look in right], [look.correct is not False for look in right], confidence
-        ),
+        natural=rate(sum(distinct.values()), len(distinct), confidence),
+        success=rate_by_cluster(((look.image, look.hit is True) for look in fooled), confidence),
+        accuracy=rate_by_cluster(((look.image, look.correct is True) for look in fooled), confidence),
+        of_attacked=rate_by_cluster(((look.image, look.hit is True) for look in right), confidence),
+        accuracy_of_attacked=rate_by_cluster(((look.image, look.correct is not False) for look in right), confidence),
         not_kept=sum(look.hit is None for look in right),
     )
-
-
-def _rate(images: Sequence[Image], hits: Sequence[bool], confidence: float) -> Rate | None:
-    by_image: dict[Image, tuple[int, int]] = {}
-    for image, hit in zip(images, hits, strict=True):
-        found, trials = by_image.get(image, (0, 0))
-        by_image[image] = (found + hit, trials + 1)
-    if len(by_image) == len(hits):
-        return rate(sum(hits), len(hits), confidence)
-    return clustered_rate(list(by_image.values()), confidence)

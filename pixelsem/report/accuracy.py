@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixelsem.metrics.accuracy import Accuracy
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, level
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def accuracy_table(rows: Sequence[AccuracyRow], confidence: float) -> Table:
         Column("top5", "Top-5", "rate"),
     )
     cells: list[list[Cell]] = [[row.name, row.found.top1, row.found.top5] for row in rows]
-    notes = [f"Share of the images (count/images), Wilson {100 * confidence:g} % intervals, fp32."]
+    notes = [f"Share of the images (count/images), Wilson {level(confidence)}, fp32."]
     return Table("accuracy", "Accuracy on clean images (wang2021, Table I)", columns, cells, notes)
 
 

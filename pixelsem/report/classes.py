@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pixelsem.metrics import classes as metrics
 from pixelsem.metrics.ranks import ORIGINAL, WITHIN, original_classes
 from pixelsem.metrics.setups import Setup
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region, ends, level, with_ends
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region
+from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 
 def ranks_table(setups: Sequence[Setup], confidence: float = 0.95) -> Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pixelsem.metrics.detection import Detection
 from pixelsem.metrics.intervals import Rate
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,18 +60,13 @@ def detection_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> T
         Column("images", "Images", "count"),
         Column("detected", "Detected", "rate"),
         Column("false_alarms", "False alarms", "rate"),
-        Column("error", "P_E", "percent"),
-        Column("error_low", "P_E, from", "percent"),
-        Column("error_high", "P_E, to", "percent"),
-        Column("area", "AUC", "number", 3),
-        Column("area_low", "AUC, from", "number", 3),
-        Column("area_high", "AUC, to", "number", 3),
+        *with_ends("error", "P_E", "percent"),
+        *with_ends("area", "AUC", digits=3),
     )
-    percent = f"{100 * confidence:g} %"
     notes = [
         "Images that the detector was not trained on, each clean and with its adversarial version.",
-        f"Detected and False alarms: with {percent} Wilson intervals. P_E = (false alarms + misses) / 2 at the "
-        f"detector's own threshold, and AUC: with {percent} bootstrap intervals over images, a clean image and its "
+        f"Detected and False alarms: Wilson {level(confidence)}. P_E = (false alarms + misses) / 2 at the detector's "
+        f"own threshold, and AUC: percentile bootstrap over images, {level(confidence)}, a clean image and its "
         "adversarial versions drawn together.",
     ]
     return Table("detection", "Steganalysis-based detection", columns, [_cells(row) for row in rows], notes)
@@ -83,10 +78,9 @@ def _about(row: DetectionRow) -> list[Cell]:
 
 def _cells(row: DetectionRow) -> list[Cell]:
     found = row.found
-    error, area = found.error, found.area
     return [
         *_about(row), row.delta, row.trained_on, found.images, found.detected, found.false_alarms,
-        error.value, error.low, error.high, area.value, area.low, area.high,
+        *ends(found.error), *ends(found.area),
     ]  # fmt: skip
 
 
@@ -105,10 +99,7 @@ def delta_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> Table
         return None
     columns = (*_ABOUT, *(Column(f"delta_{delta:g}", f"δ = {delta:g}", "rate") for delta in deltas))
     cells = [[*about, *(rates.get(delta) for delta in deltas)] for about, rates in lines.items()]
-    notes = [
-        "The lower, the better the attack hides. One detector per attack and budget; "
-        f"{100 * confidence:g} % Wilson intervals."
-    ]
+    notes = [f"The lower, the better the attack hides. One detector per attack and budget; Wilson {level(confidence)}."]
     return Table("table2", "Detection rate of steganalysis-based detection (dong2020, Table 2)", columns, cells, notes)
 
 

@@ -12,7 +12,7 @@ from pixelsem.metrics.bootstrap import bootstrap
 from pixelsem.metrics.distortion import LARGEST, Distortion, Summary, summarize
 from pixelsem.metrics.intervals import Rate
 from pixelsem.report.setups import SEARCH
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 #: Over which searches means are taken.
 Over = Literal["successes", "all tries"]
@@ -74,11 +74,13 @@ def _means(summary: Summary | None) -> list[Cell]:
 def _notes(rows: Sequence[DistortionRow], confidence: float, common: bool) -> list[str]:
     notes = [
         f"ASR: successes over the searches that ran, of images the model gets right (count/searches), "
-        f"{100 * confidence:g} % intervals. Norms are of all channel values of an image; their unit, images in 0–1 "
+        f"{level(confidence)}. Norms are of all channel values of an image; their unit, images in 0–1 "
         "or 0–255, is in the heading. Means over images.",
     ]
     if common:
         notes.append("Only images that were attacked in every row: every model is right on them (qian2021, §IV-A).")
+    if any(one.psnr is None for row in rows for one in row.found):
+        notes.append("PSNR: over the images in which anything changed.")
     if any(summary is not None and "ssim" not in summary.mean for summary in (summarize(row.found) for row in rows)):
         notes.append("SSIM needs images of at least 11×11 pixels.")
     return notes
@@ -87,8 +89,7 @@ def _notes(rows: Sequence[DistortionRow], confidence: float, common: bool) -> li
 def norms_table(rows: Sequence[DistortionRow], confidence: float) -> Table:
     """Return every measure in long form: mean with its bootstrap interval over images, median, how many images."""
     columns = (
-        *_ABOUT, Column("measure", "Measure", about=True), Column("mean", "Mean", "number", 4),
-        Column("low", "Mean, from", "number", 4), Column("high", "Mean, to", "number", 4),
+        *_ABOUT, Column("measure", "Measure", about=True), *with_ends("mean", "Mean", digits=4),
         Column("median", "Median", "number", 4), Column("n", "Images", "count"),
     )  # fmt: skip
     cells: list[list[Cell]] = []
@@ -98,6 +99,6 @@ def norms_table(rows: Sequence[DistortionRow], confidence: float) -> Table:
             if values:
                 mean = bootstrap(np.asarray(values), confidence)
                 middle = float(np.median(values))
-                cells.append([*row.names, row.over, key, mean.value, mean.low, mean.high, middle, mean.n])
-    notes = [f"{100 * confidence:g} % bootstrap intervals over images."]
+                cells.append([*row.names, row.over, key, *ends(mean), middle, mean.n])
+    notes = [f"Percentile bootstrap over images, {level(confidence)}."]
     return Table("norms", "Distortion, measure by measure", columns, cells, notes)

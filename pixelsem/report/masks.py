@@ -8,18 +8,9 @@ from dataclasses import dataclass
 from pixelsem.metrics.bootstrap import RESAMPLES, Estimate
 from pixelsem.metrics.masks import Measured, Quality, Summary
 from pixelsem.metrics.texture import TextureSummary
-from pixelsem.report.tables import Cell, Column, Kind, Table
+from pixelsem.report.tables import Cell, Column, Table, ends, with_ends
 
 _METHOD = Column("masks", "Masks", about=True)
-
-
-def _with_interval(key: str, title: str, kind: Kind = "number", digits: int = 3) -> tuple[Column, ...]:
-    ends = ((f"{key}_low", f"{title} from"), (f"{key}_high", f"{title} to"))
-    return tuple(Column(name, text, kind, digits) for name, text in ((key, title), *ends))
-
-
-def _cells(estimate: Estimate | None) -> list[Cell]:
-    return [None, None, None] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
 def _intervals(confidence: float) -> str:
@@ -30,9 +21,9 @@ def masks_table(methods: Mapping[str, Summary], threshold: float | None, confide
     """Return one row per method: quality where there is a truth, coverage, and how many masks are flagged."""
     columns = (
         _METHOD, Column("n", "Images", "count"),
-        *_with_interval("iou", "IoU"), *_with_interval("max_f", "max-F"),
+        *with_ends("iou", "IoU", digits=3), *with_ends("max_f", "max-F", digits=3),
         Column("mean_f", "mean F", "number", 3), Column("adaptive_f", "adaptive F", "number", 3),
-        *_with_interval("mae", "MAE"), *_with_interval("s_measure", "S"),
+        *with_ends("mae", "MAE", digits=3), *with_ends("s_measure", "S", digits=3),
         Column("coverage", "Coverage", "percent"), Column("flagged", "Flagged", "rate"),
     )  # fmt: skip
     rows = [
@@ -47,7 +38,7 @@ def _quality_cells(quality: Quality | None) -> list[Cell]:
         return [None] * 14
     averages = [quality.mean_f.value, quality.adaptive_f.value]
     return [
-        *_cells(quality.iou), *_cells(quality.max_f), *averages, *_cells(quality.mae), *_cells(quality.s_measure),
+        *ends(quality.iou), *ends(quality.max_f), *averages, *ends(quality.mae), *ends(quality.s_measure),
     ]  # fmt: skip
 
 
@@ -86,12 +77,11 @@ def agreement_table(pairs: Sequence[PairRow], confidence: float = 0.95) -> Table
     """Return one row per two methods, on the same images."""
     columns = (
         Column("first", "First", about=True), Column("second", "Second", about=True), Column("n", "Images", "count"),
-        *_with_interval("iou", "IoU"), Column("agreement", "Same pixels", "percent"),
-        *_with_interval("gain", "Gain", "points", 1),
+        *with_ends("iou", "IoU", digits=3), Column("agreement", "Same pixels", "percent"),
+        *with_ends("gain", "Gain", "points", 1),
     )  # fmt: skip
     rows: list[list[Cell]] = [
-        [pair.first, pair.second, pair.iou.n, *_cells(pair.iou), pair.agreement.value, *_cells(pair.gain)]
-        for pair in pairs
+        [pair.first, pair.second, pair.iou.n, *ends(pair.iou), pair.agreement.value, *ends(pair.gain)] for pair in pairs
     ]
     notes = [f"IoU and shared pixels of the two foregrounds, means over the images. {_intervals(confidence)}."]
     if any(pair.gain is not None for pair in pairs):
@@ -124,9 +114,9 @@ def texture_table(methods: Mapping[str, TextureSummary], wet_cost: float, confid
     digits = 0 if large else 3
     columns = (
         _METHOD, Column("n", "Images", "count"),
-        *_with_interval("foreground", "Foreground", digits=digits),
-        *_with_interval("background", "Background", digits=digits),
-        *_with_interval("difference", "Difference", digits=digits),
+        *with_ends("foreground", "Foreground", digits=digits),
+        *with_ends("background", "Background", digits=digits),
+        *with_ends("difference", "Difference", digits=digits),
         Column("textured", "Foreground has more texture", "rate"),
         Column("median_foreground", "Foreground, median", "number", 4),
         Column("median_background", "Background, median", "number", 4),
@@ -135,7 +125,7 @@ def texture_table(methods: Mapping[str, TextureSummary], wet_cost: float, confid
     )  # fmt: skip
     rows: list[list[Cell]] = [
         [
-            name, found.textured.n, *_cells(found.foreground), *_cells(found.background), *_cells(found.difference),
+            name, found.textured.n, *ends(found.foreground), *ends(found.background), *ends(found.difference),
             found.textured, found.median_foreground, found.median_background, found.flat_foreground,
             found.flat_background,
         ]

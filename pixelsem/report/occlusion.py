@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixelsem.metrics.occlusion import Occlusion
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, level, with_ends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +32,8 @@ def occlusion_table(rows: Sequence[OcclusionRow], confidence: float) -> Table:
         Column("clean", "Clean", "rate"),
         Column("without", "Without region (Adv-CFR)", "rate"),
         Column("alone", "Region alone (Adv-non-CFR)", "rate"),
-        *_drop_columns("without", "without region"),
-        *_drop_columns("alone", "region alone"),
+        *with_ends("change_without", "Change, without region", "points"),
+        *with_ends("change_alone", "Change, region alone", "points"),
         Column("area", "Area of the region", "percent"),
         Column("empty", "Empty regions", "count"),
     )
@@ -45,20 +45,11 @@ def occlusion_table(rows: Sequence[OcclusionRow], confidence: float) -> Table:
         changes = [value for drop, (low, high) in zip(drops, ends, strict=True) for value in (drop, -high, -low)]
         rates = (found.clean, found.without, found.alone)
         cells.append([row.network, row.masks, row.threshold, *rates, *changes, found.area, found.empty])
-    level = f"{100 * confidence:g} %"
     notes = [
-        f"Accuracy over all images (count/images), Wilson {level} intervals; changes in percentage points on the same "
-        f"images, {level} intervals by Newcombe's method 10. Soft masks are cut at τ, a share of their maximum."
+        f"Accuracy over all images (count/images), Wilson {level(confidence)}; changes on the same images, "
+        f"{level(confidence)} by Newcombe's method 10. Soft masks are cut at τ, a share of their maximum."
     ]
     return Table("occlusion", "Accuracy without a region and on it alone (qian2021, Fig. 3)", columns, cells, notes)
-
-
-def _drop_columns(key: str, title: str) -> tuple[Column, ...]:
-    return (
-        Column(f"change_{key}", f"Change, {title}", "points"),
-        Column(f"change_{key}_low", f"Change, {title}, from", "points"),
-        Column(f"change_{key}_high", f"Change, {title}, to", "points"),
-    )
 
 
 def draw_occlusion(rows: Sequence[OcclusionRow]) -> Figure:

@@ -10,7 +10,7 @@ from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.robustness import DONG2020, Survival
 from pixelsem.metrics.setups import Setup
 from pixelsem.report.setups import SEARCH, describe_search
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, level
 from pixelsem.transforms.specs import Defense
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def robustness_table(rows: Sequence[RobustnessRow], confidence: float, common: i
         "count to the right of it (dong2020, §4.2).",
         "Success before and after: on the attacked model, and on the attacked image after the defence; a search whose "
         "image was not kept counts as a failure. Survive: success after, of the successes before.",
-        f"Shares (count/searches), {100 * confidence:g} % intervals (Wilson, by image).",
+        f"Shares (count/searches), Wilson {level(confidence)}, by image.",
     ]
     if common is not None:
         notes.append(f"All rows are over the same {common} images.")

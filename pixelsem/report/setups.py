@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pixelsem.metrics.bootstrap import Estimate
 from pixelsem.metrics.setups import Setup
 from pixelsem.metrics.success import Goal
-from pixelsem.report.tables import Cell, Column, Kind
+from pixelsem.report.tables import Cell, Column
 
 SETUP = (
     Column("network", "Network", about=True),
@@ -39,19 +38,3 @@ def each_region(setups: Sequence[Setup]) -> Iterator[tuple[Setup, str]]:
     for setup in setups:
         for region in setup.regions:
             yield setup, region
-
-
-def level(confidence: float) -> str:
-    """Return what an interval of this level is called."""
-    return f"{100 * confidence:g} % intervals"
-
-
-def with_ends(key: str, title: str, kind: Kind = "number", digits: int = 2) -> tuple[Column, ...]:
-    """Return the columns of a number and the ends of its interval, which :func:`ends` fills."""
-    names = ((key, title), (f"{key}_low", f"{title} from"), (f"{key}_high", f"{title} to"))
-    return tuple(Column(name, text, kind, digits) for name, text in names)
-
-
-def ends(estimate: Estimate | None) -> list[Cell]:
-    """Return the cells of a number and the ends of its interval."""
-    return [None, None, None] if estimate is None else [estimate.value, estimate.low, estimate.high]

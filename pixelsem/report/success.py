@@ -12,8 +12,8 @@ from pixelsem.metrics.success import Mean, Success
 from pixelsem.report.areas import borders_table, density_table, matched_table, probabilities_table, seeds_table
 from pixelsem.report.classes import class_pairs_table, ranks_table, target_classes_table
 from pixelsem.report.effort import effort_table, ended_notes, fitness_table, within_table
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region, level
-from pixelsem.report.tables import Cell, Column, Table, cell_text
+from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region
+from pixelsem.report.tables import Cell, Column, Table, cell_text, level, with_ends
 
 #: The tables that answer the question; the others go further into it.
 BRIEF = (
@@ -236,8 +236,7 @@ def _pair_columns(first: str, second: str) -> tuple[Column, ...]:
         Column(f"only_{second}", f"Only {second}", "count"), Column("neither", "Neither", "count"),
         Column(f"{first}_share", f"Success, {first}", "percent"),
         Column(f"{second}_share", f"Success, {second}", "percent"),
-        Column("difference", "Difference (points)", "points"), Column("difference_low", "Difference from", "points"),
-        Column("difference_high", "Difference to", "points"), Column("p_value", "p (McNemar)", "p"),
+        *with_ends("difference", "Difference", "points"), Column("p_value", "p (McNemar)", "p"),
     )  # fmt: skip
 
 

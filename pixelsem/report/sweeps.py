@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pixelsem.metrics.distortion import LARGEST, Summary
 from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.sweeps import Value, in_order
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +64,7 @@ def sweep_table(rows: Sequence[SweepRow], x: str, y: str | None, confidence: flo
         for row in _sorted(rows)
     ]
     notes = [
-        f"ASR: successes over the searches that ran, {100 * confidence:g} % intervals. SSIM and norms: means over the "
-        "successes."
+        f"ASR: successes over the searches that ran, {level(confidence)}. SSIM and norms: means over the successes."
     ]
     by = f"{x} and {y}" if y else x
     return Table("sweep", f"Success and distortion by {by}", columns, cells, notes)

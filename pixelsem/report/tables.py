@@ -13,12 +13,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from pixelsem.files import write_text
 from pixelsem.metrics.intervals import Rate
+
+if TYPE_CHECKING:
+    from pixelsem.metrics.bootstrap import Estimate
 
 Cell = str | int | float | Rate | None
 Kind = Literal["text", "count", "number", "percent", "points", "rate", "p"]
@@ -89,6 +92,23 @@ def _number_text(value: float, column: Column) -> str:
     if column.kind == "p":
         return "<0.001" if value < 0.001 else f"{value:.3f}"
     return f"{value:.{column.digits}f}"
+
+
+def level(confidence: float) -> str:
+    """Return what an interval of this level is called: ``95 % intervals``."""
+    return f"{100 * confidence:g} % intervals"
+
+
+def with_ends(key: str, title: str, kind: Kind = "number", digits: int = 2) -> tuple[Column, ...]:
+    """Return the columns of a number and the ends of its interval, which :func:`ends` fills; points say their unit."""
+    head = f"{title} (points)" if kind == "points" else title
+    names = ((key, head), (f"{key}_low", f"{title} from"), (f"{key}_high", f"{title} to"))
+    return tuple(Column(name, text, kind, digits) for name, text in names)
+
+
+def ends(estimate: Estimate | None) -> list[Cell]:
+    """Return the cells of a number and the ends of its interval."""
+    return [None, None, None] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
 def to_plain(table: Table) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.transfer import Transfer
 from pixelsem.report.setups import SEARCH
-from pixelsem.report.tables import Cell, Column, Table
+from pixelsem.report.tables import Cell, Column, Table, level
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def transfer_table(rows: Sequence[TransferRow], confidence: float) -> Table:
     notes = [
         "Natural accuracy: the target model on the clean images that were attacked. Success and accuracy: on the "
         "attacked images that fooled the substitute, counting those whose clean image the target model gets right. Of "
-        f"all attacked: on those that did not fool it too. {100 * confidence:g} % intervals.",
+        f"all attacked: on those that did not fool it too. Wilson {level(confidence)}, by image.",
         *_bounds(rows),
     ]
     return Table("transfer", "Transfer to target models", columns, cells, notes)
