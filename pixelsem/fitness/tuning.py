@@ -58,9 +58,11 @@ def fastest_batch(way: Way, seconds: Seconds) -> Way:
             taken = seconds(_sized(way, size))
         except torch.OutOfMemoryError:
             break
+        if tried and taken > LONG_PROBE:
+            break
         tried.append(_sized(way, size, size / taken))
         best = max(tried, key=lambda one: one.rate)
-        if size >= 8 * best.batch_size or taken > LONG_PROBE:  # one dip may be chance
+        if size >= 8 * best.batch_size:  # one dip may be chance
             break
     if not tried:
         return _sized(way, 1)
