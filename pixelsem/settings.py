@@ -37,6 +37,26 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def parse_float(text: str) -> float:
+    """Read a number or the fraction of two: ``0.5``, ``1e-3``, ``4/12``. Raises :class:`ValueError`."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r} is no number, nor a fraction like 4/12") from error
+
+
+def range_problem(value: float, low: float | None, high: float | None) -> str | None:
+    """Say in a few words why a number is not between ``low`` and ``high``, ends included; None where it is."""
+    if value != value:
+        return "a number expected, not nan"
+    if (low is None or value >= low) and (high is None or value <= high):
+        return None
+    if high is None:
+        return f"{value} is not at least {low}"
+    return f"{value} is not at most {high}" if low is None else f"{value} is not between {low} and {high}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Base of every settings dataclass: checks its own values; turns into and comes from plain data.
@@ -102,13 +122,6 @@ def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
-        if number != number:
-            raise PixelsemError(f"{option_name(field.name)}: a number expected, not nan")
-        if (low is not None and not number >= low) or (high is not None and not number <= high):
-            raise PixelsemError(f"{option_name(field.name)}: {number} is not {_describe_range(low, high)}")
-
-
-def _describe_range(low: float | None, high: float | None) -> str:
-    if high is None:
-        return f"at least {low}"
-    return f"at most {high}" if low is None else f"between {low} and {high}"
+        problem = range_problem(number, low, high)
+        if problem is not None:
+            raise PixelsemError(f"{option_name(field.name)}: {problem}")

@@ -111,6 +111,8 @@ def test_without_options_the_defaults_count() -> None:
         (["--count", "5"], {"count": 5}),
         (["--rate", "1"], {"rate": 1.0}),
         (["--rate=1e-3"], {"rate": 0.001}),
+        (["--rate", "4/12"], {"rate": 4 / 12}),
+        (["--span", "1/4, 5/3"], {"span": [0.25, 5 / 3]}),
         (["--no-careful", "--loud", "-b"], {"careful": False, "loud": True, "brief": True}),
         (["--careful"], {"careful": True}),
         (["--way", "right"], {"way": "right"}),
@@ -145,7 +147,11 @@ def test_the_environment_stands_for_an_option() -> None:
         (["--count", "x"], ["'--count'", "valid integer"]),
         (["--count", "2.5"], ["'--count'", "valid integer"]),
         (["--rate", "nan"], ["rate"]),
-        (["--rate", "-1"], ["'--rate'", "greater than or equal to 0"]),
+        (["--rate", "-1"], ["'--rate': -1.0 is not between 0 and 1"]),
+        (["--rate", "3/2"], ["'--rate': 1.5 is not between 0 and 1"]),
+        (["--rate", "1/0"], ["'--rate': '1/0' is no number, nor a fraction like 4/12"]),
+        (["--rate", "1/2/3"], ["'--rate': '1/2/3' is no number, nor a fraction like 4/12"]),
+        (["--span", "0,1/0"], ["--span: '0,1/0' is not a list like 1,2"]),
         (["--way", "up"], ["'--way'", "'up' is not one of 'left', 'right'"]),
         (["--most", "0"], ["'--most'", "greater than or equal to 1"]),
         (["--span", "1"], ["--span: 2 values expected, 1 given"]),
@@ -211,7 +217,8 @@ images: [x, y z]
     }  # fmt: skip
 
 
-def test_dashes_and_text_lists_are_taken_too(tmp_path: Path) -> None:
+def test_fractions_dashes_and_text_lists_are_taken_too(tmp_path: Path) -> None:
+    assert run("--config", config(tmp_path, "rate: 1/3"))["rate"] == 1 / 3
     assert run("--config", config(tmp_path, "span: 0.5,0.75\nimages: one"))["span"] == [0.5, 0.75]
     assert run("--config", config(tmp_path, ""))["count"] == 3
 

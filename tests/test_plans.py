@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -88,6 +89,15 @@ def test_a_plan_stands_for_plain_commands(tmp_path: Path) -> None:
     assert all("--seed" in words for words in script(write(tmp_path, PLAN), "--run", "else")[:-2])
 
 
+def test_the_program_knows_the_commands_of_a_plan_as_they_are_here(tmp_path: Path, python: Any) -> None:
+    """A process reads only the command that it was called with."""
+    path = write(tmp_path, PLAN.replace("pixels: [1, 3]", "crossover: [1/2, 1/3]"))
+    done = python("-m", "pixelsem", "run", path, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == call("run", path, "--dry-run").stdout
+    assert "--crossover 1/3" in done.stdout
+
+
 SMALL = "images: p\nattacks: {de: {}}\n"
 
 
@@ -105,6 +115,8 @@ SMALL = "images: p\nattacks: {de: {}}\n"
         ("images: p\nattacks: {de: {pixels: true}}", "attacks.de: pixels: a value that is not true or false"),
         ("images: p\nattacks: {de: {targeted: 1}}", "attacks.de: targeted: true or false expected, 1 given"),
         ("images: p\nattacks: {de: {output: x}}", "attacks.de: unknown key 'output'"),
+        ("images: p\nattacks: {de: {crossover: 3/2}}", "attacks.de: Invalid value for '--crossover': 1.5 is not"),
+        (SMALL + "then: {x: {command: defend jpeg, sweep: q=9/8}}", "then.x: unknown key 'sweep'; `defend jpeg` has"),
         ("images: p\nattacks: {de: {matrix: {pixels: 3}}}", "attacks.de.matrix.pixels: a list of values expected"),
         ("images: p\nattacks: {de: {models: vgg}}", "attacks.de.models: 'vgg' is none of allconv"),
         ("images: p\nattacks: {de: {regions: foreground}}", "attacks.de.regions: foreground needs masks"),
@@ -269,10 +281,12 @@ def test_a_terminated_plan_ends_its_commands(tmp_path: Path) -> None:
     path = write(tmp_path, TINY.replace("generations: 2", "generations: 100000, early_stop: false"))
     process = subprocess.Popen([sys.executable, "-m", "pixelsem", "run", path], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 400
-    while not list(tmp_path.glob("results/attack-*/stage.lock")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("results/attack-*/stage.lock")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the attack did not start"
         time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=200)
-    assert process.returncode == 143
+    assert process.returncode == 143, said
     assert "terminated" in said
     assert list(tmp_path.glob("results/attack-*/stage.lock")) == []

@@ -309,6 +309,9 @@ def test_a_long_cut_line_goes_too(tmp_path: Path, length: int) -> None:
         (good_line(id="a\0b"), "has a backslash or NUL in it; refused"),
         (good_line(mask="..\\a.png"), "has a backslash or NUL in it; refused"),
         (good_line(id="..\\a.png"), "has a backslash or NUL in it; refused"),
+        (good_line()[:-1] + ', "id": "b.png"}', "the key 'id' is given twice"),
+        (good_line()[:-1] + ', "\\u0069d": "b.png"}', "the key 'id' is given twice"),
+        (good_line()[:-1] + ', "later": {"x": [{"y": 1, "z": 1, "y": 1}]}}', "the key 'y' is given twice"),
     ],
 )
 def test_a_line_that_does_not_fit_is_named_with_its_file(tmp_path: Path, line: str, problem: str) -> None:

@@ -15,7 +15,7 @@ import typer
 from pixelsem.cli.console import only_data_on_stdout
 from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
-from pixelsem.settings import Settings, option, option_name
+from pixelsem.settings import Settings, option, option_name, parse_float, range_problem
 
 _CONFIG = "pixelsem.config"
 
@@ -160,10 +160,24 @@ def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
         hint = str
     elif hint in (int, float):
         extra["min"], extra["max"] = meta.get("low"), meta.get("high")
+        extra |= {"parser": _float_parser(meta.get("low"), meta.get("high"))} if hint is float else {}
     elif get_origin(hint) is Literal:
         extra["case_sensitive"] = False
     optional = hint | None if field.default is None else hint
     return Annotated[optional, typer.Option(*names, **extra)]
+
+
+def _float_parser(low: float | None, high: float | None) -> Callable[[Any], float]:
+    """Return what reads an option's number, which may be a fraction."""
+
+    def parse(value: Any) -> float:
+        number = parse_float(value) if isinstance(value, str) else float(value)
+        problem = range_problem(number, low, high)
+        if problem is not None:
+            raise ValueError(problem)
+        return number
+
+    return parse
 
 
 def _without_none(hint: Any) -> Any:
@@ -204,7 +218,7 @@ def _decode(value: Any, hint: Any, name: str) -> Any:
     hint = _without_none(hint)
     if not isinstance(value, str) or not _is_tuple(hint):
         return value
-    make = get_args(hint)[0]
+    make = parse_float if get_args(hint)[0] is float else get_args(hint)[0]
     try:
         return tuple(make(part.strip()) for part in value.split(","))
     except ValueError as error:

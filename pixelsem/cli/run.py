@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PlanFile = Annotated[Path, typer.Argument(help="The plan, a YAML file (docs/batch.md).", metavar="PLAN.yaml")]
 
-#: Options that a plan sets by itself, or that would break how its steps find each other.
-_OWN = frozenset({"config", "output", "json", "help"})
+#: Options that a plan sets by itself, or that would break how its steps find each other: one command, one stage.
+_OWN = frozenset({"config", "output", "json", "help", "sweep"})
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,26 @@ def register(app: typer.Typer) -> None:
     app.command("run")(expand(run_plan))
 
 
-def run_plan(*, context: typer.Context, plan: PlanFile, options: PlanOptions) -> None:
+def run_plan(*, plan: PlanFile, options: PlanOptions) -> None:
     """Run a plan: segmentations, attacks on them, and what comes after, in every combination that it names.
 
     Each command leaves a stage of its own and takes up one that was interrupted, so the same plan goes on where it
     was. Where a command fails, what depends on it is left out, the rest goes on, and the exit code is 1.
     """
+    from pixelsem.cli.app import make_app
     from pixelsem.engine.plans import read_plan
     from pixelsem.engine.running import PlanRun
 
     console = Console(quiet=options.quiet, as_json=options.json)
-    made = read_plan(plan, _CommandLine(context.find_root().command), None if options.run is None else str(options.run))
+    # Of the program that this process is only this command was read.
+    commands = _CommandLine(typer.main.get_command(make_app()))
+    made = read_plan(plan, commands, None if options.run is None else str(options.run))
     if options.dry_run:
         console.data(made.script())
         return
     ended: list[Ended] = []
-    running = PlanRun(made, [sys.executable, "-m", "pixelsem"], options.jobs).run()
+    # -P: files beside the plan must not stand for modules.
+    running = PlanRun(made, [sys.executable, "-P", "-m", "pixelsem"], options.jobs).run()
     try:
         for result in running:
             ended.append(result)
