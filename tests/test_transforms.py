@@ -163,7 +163,7 @@ def test_what_changes_nothing_or_little() -> None:
 def test_tvm_reaches_the_optimum_within_half_a_percent(weight: float) -> None:
     settings = parse_defense(f"tvm:weight={weight}").settings
     images = pictures(height=24, width=32)
-    kept = tvm.kept_pixels(images, 0.5, 0)
+    kept = tvm.kept_values(images, 0.5, 0)
     exact = images.double() / 255
     best = tvm.objective(tvm.solve(exact, kept, weight, 6000), exact, kept, weight)
     steps = settings.iterations if weight <= 0.03 else 600
@@ -175,7 +175,7 @@ def test_tvm_reaches_the_optimum_within_half_a_percent(weight: float) -> None:
 def test_the_optimum_of_tvm_is_scikit_images_where_no_pixel_is_dropped() -> None:
     denoise = pytest.importorskip("skimage.restoration").denoise_tv_chambolle
     images = pictures(1, 24, 24)
-    kept = tvm.kept_pixels(images, 0.0, 0)
+    kept = tvm.kept_values(images, 0.0, 0)
     assert kept.all()
     exact = images.double() / 255
     mine = tvm.solve(exact, kept, 0.1, 6000)
@@ -187,20 +187,24 @@ def test_the_optimum_of_tvm_is_scikit_images_where_no_pixel_is_dropped() -> None
 
 def test_tvm_fills_in_a_plane_of_one_colour_exactly() -> None:
     images = torch.full((1, 3, 12, 12), 90, dtype=torch.uint8)
-    kept = tvm.kept_pixels(images, 0.5, 3)
+    kept = tvm.kept_values(images, 0.5, 3)
     holes = torch.where(kept, images.float() / 255, torch.tensor(0.0))
     assert torch.allclose(tvm.solve(holes, kept, 0.03, 100), images / 255, atol=1e-5)
 
 
-def test_which_pixels_tvm_drops() -> None:
+def test_which_values_tvm_drops() -> None:
     images = pictures(2, 64, 64)
-    kept = tvm.kept_pixels(images, 0.5, 0)
-    assert kept.float().mean((1, 2, 3)).sub(0.5).abs().max() < 4 * 0.5 / 64
+    kept = tvm.kept_values(images, 0.5, 0)
+    deviation = 0.5 / 64
+    assert kept.float().mean((2, 3)).sub(0.5).abs().max() < 4 * deviation
+    # Each channel on its own: two agree on half of the pixels, and one of eight is kept in all.
+    assert (kept[:, 0] == kept[:, 1]).float().mean((1, 2)).sub(0.5).abs().max() < 4 * deviation
+    assert kept.all(1).float().mean((1, 2)).sub(1 / 8).abs().max() < 4 * deviation
     assert not torch.equal(kept[0], kept[1])
-    assert not torch.equal(kept, tvm.kept_pixels(images, 0.5, 1))
+    assert not torch.equal(kept, tvm.kept_values(images, 0.5, 1))
     changed = images.clone()
     changed[0, 0, 0, 0] ^= 1
-    again = tvm.kept_pixels(changed, 0.5, 0)
+    again = tvm.kept_values(changed, 0.5, 0)
     assert torch.equal(again[1], kept[1])
     assert not torch.equal(again[0], kept[0])
 

@@ -20,22 +20,22 @@ _PRIMAL = 0.012
 def minimise_variation(images: Tensor, settings: TvmSettings) -> Tensor:
     """Drop pixels of uint8 [N, 3, H, W] and fill them in with least total variation: uint8 [N, 3, H, W].
 
-    A pixel is dropped in all its channels. Which ones are depends on ``settings.seed`` and the image's own pixels
-    alone (:func:`kept_pixels`), so that an image always comes out the same.
+    Every channel of a pixel is dropped on its own (Guo et al.: X(i, j, k), k being the channel). Which are depends on
+    ``settings.seed`` and the image's own pixels alone (:func:`kept_values`): an image always comes out the same.
     """
-    kept = kept_pixels(images, settings.drop, settings.seed)
+    kept = kept_values(images, settings.drop, settings.seed)
     return to_8_bits(solve(to_unit(images), kept, settings.weight, settings.iterations))
 
 
-def kept_pixels(images: Tensor, drop: float, seed: int) -> Tensor:
-    """Return which pixels of uint8 [N, 3, H, W] are kept, bool [N, 1, H, W], each with probability 1 − ``drop``.
+def kept_values(images: Tensor, drop: float, seed: int) -> Tensor:
+    """Return which values of uint8 [N, 3, H, W] are kept, bool [N, 3, H, W], each with probability 1 − ``drop``.
 
     The draws are those of a counter-based generator (Philox) keyed by the seed and the sha256 of an image's pixels.
     """
-    shape = (images.shape[2], images.shape[3])
     rows = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    drawn = [_generator(pixels, seed).random(shape) >= drop for pixels in rows]
-    return torch.from_numpy(np.stack(drawn) if drawn else np.empty((0, *shape), bool))[:, None].to(images.device)
+    drawn = [_generator(pixels, seed).random(pixels.shape) >= drop for pixels in rows]
+    kept = torch.from_numpy(np.stack(drawn) if drawn else np.empty(rows.shape, bool))
+    return kept.to(images.device).permute(0, 3, 1, 2).contiguous()
 
 
 def _generator(pixels: NDArray[np.uint8], seed: int) -> np.random.Generator:
@@ -46,7 +46,7 @@ def _generator(pixels: NDArray[np.uint8], seed: int) -> np.random.Generator:
 def solve(images: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor:
     """Minimise ½‖kept · (u − images)‖² + weight · TV(u) over u; return u, float [N, 3, H, W].
 
-    ``images`` is float [N, 3, H, W], ``kept`` bool [N, 1, H, W]; TV is isotropic, of each channel alone
+    ``images`` is float [N, 3, H, W], ``kept`` bool of that shape; TV is isotropic, of each channel alone
     (:func:`objective`). Primal-dual (Chambolle and Pock 2011, Algorithm 1 with θ = 1) in the dtype of ``images``.
     """
     pull = _PRIMAL / weight * kept.to(images.dtype)
