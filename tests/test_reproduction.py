@@ -1,52 +1,138 @@
 """The script of the papers' experiments, and the page that tells what came out."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from pixelsem.cli.app import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = DOCS / "reproduction" / "run.sh"
 RESULTS = DOCS / "reproduction" / "results"
-RATES = sorted(file for file in RESULTS.glob("*.json") if file.stem != "masks")
+
+#: Notes its arguments, and leaves what the script goes on with: failed images, and the weights of a training.
+PROGRAM = r"""#!/bin/sh
+{ printf '%s\t' "$@"; echo; } >> calls
+[ "$1" = segment ] && exit 1
+case "$*" in "defend train"*)
+    for last; do :; done
+    mkdir -p "$last" && : > "$last/allconv.safetensors"
+esac
+"""
+PHOTO = "005_n01496331_electric_ray.JPEG"
 
 
-@pytest.mark.parametrize("file", RATES, ids=lambda file: file.stem)
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    assert rows
+    return rows
+
+
+def rates_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return those rates of a row of results that the page gives."""
+    return [row[name] for name in ("asr", "after", "detected") if row.get(name)]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_the_page_tells_what_the_results_say(file: Path) -> None:
     page = (DOCS / "reproduction.md").read_text()
-    rates = [row["asr"] for row in json.loads(file.read_text())["rows"]]
-    assert rates
-    for rate in rates:
+    for rate in (rate for row in rows_of(file) for rate in rates_of(row)):
         assert f"{100 * rate['rate']:.2f} % ({rate['count']}/{rate['n']})" in page
 
 
 def test_the_page_tells_how_good_masks_are() -> None:
     page = (DOCS / "reproduction.md").read_text()
-    for row in json.loads((RESULTS / "masks.json").read_text())["rows"]:
+    for row in rows_of(RESULTS / "masks.json"):
         assert f"{row['iou']:.3f} [{row['iou_low']:.3f}, {row['iou_high']:.3f}] | {row['max_f']:.3f}" in page
 
 
-@pytest.mark.parametrize("arguments", [[], ["--wrong"], ["--cifar"], ["--cifar", ".", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["--wrong"], ["--cifar"], ["--cifar", ".", "nothing"], ["--cifar", ".", "hardened"],
+        ["--cifar", ".", "detection"], ["--photos", ".", "few-pixel"],
+    ],
+)  # fmt: skip
 def test_the_script_says_how_it_is_used(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run(["bash", SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: run.sh")
+    assert not list(tmp_path.iterdir())
+
+
+def calls_of(folder: Path, *arguments: str) -> list[list[str]]:
+    """Return what the script calls pixelsem with, run in a folder with two photos and a file of weights."""
+    program = folder / "bin" / "pixelsem"
+    program.parent.mkdir()
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    for name in (f"photos/{PHOTO}", "more/1.jpg", "fast.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+    subprocess.run(
+        ["bash", SCRIPT, "--quick", *arguments], cwd=folder, check=True, capture_output=True, env=environment
+    )
+    return [line.split("\t")[:-1] for line in (folder / "calls").read_text().splitlines()]
 
 
 def test_the_script_resumes_and_goes_on_after_images_that_failed(tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "pixelsem"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$@" >> calls\n[ "$1" = segment ] && exit 1\nexit 0\n')
-    program.chmod(0o755)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "005_n01496331_electric_ray.JPEG").touch()
-    command = ["bash", SCRIPT, "--quick", "--photos", "photos", "masks", "defences"]
-    environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert [call.split()[:2] for call in calls] == [
-        ["segment", "--method"], ["evaluate", "robustness"],
-        *[["defend", "detect"]] * 3, ["evaluate", "detection"],
+    calls = calls_of(tmp_path, "--photos", "photos", "masks", "defences")
+    assert [call[:2] for call in calls] == [["segment", "--method"], ["evaluate", "robustness"]]
+    assert (tmp_path / "reproduction" / "labels.csv").read_text() == f"{PHOTO},5\n"
+
+
+def test_detectors_are_made_of_the_photos_of_both_folders(tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "--photos", "photos", "--more-photos", "more", "detection")
+    assert {path.name for path in (tmp_path / "reproduction" / "detection-photos").iterdir()} == {PHOTO, "1.jpg"}
+    trained = [call for call in calls if call[:3] == ["defend", "detect", "train"]]
+    attacked = {call[-1] for call in calls if call[0] == "attack"}
+    assert len(attacked) == 7
+    assert {call[3] for call in trained} == attacked
+    assert [call[1] for call in calls if call[0] == "evaluate"] == ["detection", "detection"]
+
+
+@pytest.mark.parametrize("given", ["fast=fast.safetensors,pgd=fast.safetensors", "train"])
+def test_hardened_networks_are_attacked_beside_one_that_is_not(given: str, tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "--cifar", "cifar", "--hardened", given, "hardened")
+    assert [call[:6] for call in calls if call[0] == "defend"] == [
+        ["defend", "train", "--data", "cifar", "--model", "allconv"] for _ in range(2 * (given == "train"))
+    ]
+    attacks = [call for call in calls if call[0] == "attack"]
+    weights = [call[call.index("--weights") + 1] if "--weights" in call else None for call in attacks]
+    assert weights == [
+        *[None] * 4, *["reproduction/weights/fast.safetensors"] * 4, *["reproduction/weights/pgd.safetensors"] * 4,
     ]  # fmt: skip
-    assert (tmp_path / "reproduction" / "labels.csv").read_text() == "005_n01496331_electric_ray.JPEG,5\n"
+    assert [call[1] for call in attacks] == ["pgd", "cw", "cfr", "de"] * 3
+    for call in calls[-2:]:
+        assert [argument for argument in call if argument in {attack[-1] for attack in attacks}] == [
+            attack[-1] for attack in attacks
+        ]
+
+
+def test_every_command_of_the_script_is_one_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Called where nothing is, each finds its options right and its input missing."""
+    found = re.search(r"^known='(.*)'$", SCRIPT.read_text(), re.MULTILINE)
+    assert found is not None
+    given = ["--cifar", "cifar", "--photos", "photos", "--more-photos", "more", "--hardened", "train"]
+    calls = calls_of(tmp_path, *given, *found[1].split())
+    assert len(calls) > 100
+    # One call of several that differ in names and numbers alone is enough.
+    distinct = {tuple(re.sub(r"reproduction/\S*|\d+", "", argument) for argument in call): call for call in calls}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    command = typer.main.get_command(app)
+    for call in distinct.values():
+        with pytest.raises(SystemExit) as ended:
+            command.main(call)
+        said = capsys.readouterr().err.strip().removeprefix("pixelsem: ")
+        assert ended.value.code == 2, (call, said)
+        paths = [argument for argument in call if not argument.startswith("-")]
+        assert any(said.startswith(f"{path}: ") for path in paths), (call, said)

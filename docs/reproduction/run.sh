@@ -5,28 +5,37 @@ set -euo pipefail
 
 usage() {
     cat >&2 <<'END'
-usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [-o OUT] [PART…]
+usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--more-photos DIR]
+              [--hardened LIST] [--hardened-model NAME] [-o OUT] [PART…]
 
   --cifar DIR         CIFAR-10 as images: test/CLASS/….jpg|png
   --photos DIR        ImageNet photos named III_….JPEG, III being the class number
   --photo-model OPTS  the model of the photos (default: "--model torchvision:squeezenet1_1")
+  --more-photos DIR   photos without classes (ECSSD), which the part detection takes too
+  --hardened LIST     the weights that the part hardened attacks, as fast=FILE,pgd=FILE (and clean=FILE where the
+                      model has none of its own); or train: first train both, which takes train/CLASS/… below --cifar
+  --hardened-model M  the architecture of these (default: allconv)
   --quick             20 images and small searches, to see that everything works
   -o OUT              where stages and results go (default: reproduction)
-  PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences few-pixel exhaustive
-                      (default: all whose images are given)
+  PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences detection few-pixel
+                      exhaustive hardened (default: all whose images and weights are given)
 END
     exit 2
 }
 
-cifar='' photos='' photo_model='--model torchvision:squeezenet1_1' out=reproduction quick='' parts=()
+cifar='' photos='' photo_model='--model torchvision:squeezenet1_1' more_photos='' out=reproduction quick='' parts=()
+hardened='' hardened_model=allconv
 while [ $# -gt 0 ]; do
     case $1 in
-        --cifar | --photos | --photo-model | -o) [ $# -gt 1 ] || usage ;;
+        --cifar | --photos | --photo-model | --more-photos | --hardened* | -o) [ $# -gt 1 ] || usage ;;
     esac
     case $1 in
         --cifar) cifar=$2; shift 2 ;;
         --photos) photos=$2; shift 2 ;;
         --photo-model) photo_model=$2; shift 2 ;;
+        --more-photos) more_photos=$2; shift 2 ;;
+        --hardened) hardened=$2; shift 2 ;;
+        --hardened-model) hardened_model=$2; shift 2 ;;
         --quick) quick=yes; shift ;;
         -o) out=$2; shift 2 ;;
         -*) usage ;;
@@ -34,16 +43,23 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$cifar$photos" ] || usage
-known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences few-pixel exhaustive '
+known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences detection few-pixel exhaustive hardened '
 for part in "${parts[@]}"; do
     [[ $known = *" $part "* ]] || usage
+    case $part in
+        wang2021 | targeted | su2017 | few-pixel | exhaustive) [ -n "$cifar" ] || usage ;;
+        imagenet | detection) [ -n "$photos" ] || usage ;;
+        hardened) [ -n "$cifar" ] && [ -n "$hardened" ] || usage ;;
+    esac
 done
 mkdir -p "$out"
 
 if [ -n "$quick" ]; then
-    images=20 few=5 search=(--population 50 --generations 10) queries=500 long=50 photo_count=10 trained=20
+    images=20 few=5 search=(--population 50 --generations 10) queries=500 long=50 photo_count=10 more_count=10
+    epochs=1
 else
-    images=100 few=10 search=(--population 400 --generations 100) queries=10000 long=1000 photo_count=200 trained=100
+    images=100 few=10 search=(--population 400 --generations 100) queries=10000 long=1000 photo_count=200 more_count=700
+    epochs=12
 fi
 read -r -a network <<< "$photo_model"
 if [ -n "$photos" ]; then
@@ -184,22 +200,85 @@ qian2021_of() {
     result $set-occlusion occlusion "$out/$set-cfr"
 }
 
-# Figs. 4 to 6 and Tables 2 and 3 of dong2020.
+# Figs. 4 to 6 and Tables 3 and 4 of dong2020, of the attacks of the part dong2020.
 defences() { each_set defences_of; }
 defences_of() {
-    local name
-    result $set-robustness robustness "$out"/$set-{i-fgm,sai-fgm} --defense jpeg:q=95,75,55,35 \
-        --defense resize:gamma=1.5,2,3 --defense avg-pool:kernel=3,5 --defense max-pool:kernel=3,5 --defense tvm \
-        --defense dnn-jpeg --defense bit-depth:depth=3,5 --defense median:kernel=3
-    if [ "$set" = photos ]; then
-        for name in fgm i-fgm sai-fgm; do
-            stage $set-detector-$name defend detect train "$out/$set-$name"
-        done
-        result $set-detection detection "$out"/$set-detector-{fgm,i-fgm,sai-fgm}
-    fi
+    result $set-robustness robustness "$out"/$set-{i-fgm,sai-fgm} --defense resize:gamma=1.5/2/3 \
+        --defense jpeg:q=95/75/55/35/15 --defense dnn-jpeg:q=90/70/50/30 --defense avg-pool:kernel=3/5/7 \
+        --defense max-pool:kernel=3/5/7 --defense tvm --defense bit-depth:depth=2/3/4 --defense median:kernel=3/5
 }
 
-# Sparse-RS against differential evolution at the same number of queries.
+# Table 2 of dong2020 at δ = 4, with CFR and one pixel beside. All photos take part, those without classes too: the
+# label is what the model says. One pixel seldom fools a network at this size, so that its failures are learnt from too.
+detection() {
+    local name source=("$out/detection-photos" "${network[@]}" --labels predicted)
+    mkdir -p "$out/detection-photos"
+    link_photos "$photos" $photo_count
+    [ -z "$more_photos" ] || link_photos "$more_photos" $more_count
+    for name in fgm i-fgm sai-fgm cfr; do
+        stage detection-$name attack $name "${source[@]}"
+    done
+    for name in 2 4; do
+        stage detection-sai-fgm-beta$name attack sai-fgm --merge-threshold $name "${source[@]}"
+    done
+    stage detection-de-1 attack de --pixels 1 --population 100 --generations 3 "${source[@]}"
+    for name in fgm i-fgm sai-fgm{,-beta2,-beta4} cfr; do
+        stage detector-$name defend detect train "$out/detection-$name"
+    done
+    stage detector-de-1 defend detect train "$out/detection-de-1" --attempts
+    result detection detection "$out"/detector-{fgm,i-fgm,sai-fgm,sai-fgm-beta2,sai-fgm-beta4,cfr,de-1}
+    for name in fgm i-fgm sai-fgm; do
+        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample $images
+    done
+    result detection-srm detection "$out"/detector-srm-{fgm,i-fgm,sai-fgm}
+}
+
+# DIR COUNT: put the first photos of a folder among those of the part detection.
+link_photos() {
+    local file files=("$1"/*)
+    for file in "${files[@]:0:$2}"; do
+        ln -sf "$(realpath "$file")" "$out/detection-photos/"
+    done
+}
+
+# Table II of qian2021 with one pixel beside: PGD, C&W, CFR and differential evolution on networks that were trained on
+# images as they are, by single steps and by PGD; once over the images that each is right on, once over those of all.
+hardened() {
+    local pair name entries made=()
+    IFS=, read -r -a entries <<< "$hardened"
+    if [ "$hardened" = train ]; then
+        entries=()
+        for name in fast pgd; do
+            stage hardened-train-$name defend train --data "$cifar" --model "$hardened_model" --method $name \
+                --epochs $epochs
+            entries+=("$name=$out/hardened-train-$name/$hardened_model.safetensors")
+        done
+    fi
+    [[ ",$hardened" = *,clean=* ]] || entries=(clean= "${entries[@]}")
+    for pair in "${entries[@]}"; do
+        hardened_of "${pair%%=*}" "${pair#*=}"
+    done
+    result hardened distortion "${made[@]}"
+    result hardened-common distortion --common "${made[@]}"
+}
+
+# NAME FILE: every attack on one network, in stages that are noted in `made`. The weights are copied, so that the
+# tables call the network by its name.
+hardened_of() {
+    local name=$1 model=("$cifar/test" --sample $images --seed 1 --model "$hardened_model")
+    if [ -n "$2" ]; then
+        mkdir -p "$out/weights"
+        cp "$2" "$out/weights/$name.${2##*.}"
+        model+=(--weights "$out/weights/$name.${2##*.}")
+    fi
+    stage hardened-$name-pgd attack pgd "${model[@]}"
+    stage hardened-$name-cw attack cw --steps $long "${model[@]}"
+    stage hardened-$name-cfr attack cfr "${model[@]}"
+    stage hardened-$name-de-1 attack de --pixels 1 --precision bf16 "${model[@]}" "${search[@]}"
+    made+=("$out"/hardened-$name-{pgd,cw,cfr,de-1})
+}
+
+# Sparse-RS against differential evolution at the same number of queries, and what transforms leave of these changes.
 few-pixel() {
     local pixels
     for pixels in 1 3 5; do
@@ -209,8 +288,9 @@ few-pixel() {
             --generations $((queries / 100))
     done
     result few-pixel success "$out"/{sparse-rs,de-same}-[135]
-    result few-pixel-defences robustness "$out"/de-same-[135] --defense jpeg:q=95,75,55 --defense median:kernel=3 \
-        --defense avg-pool:kernel=3 --defense tvm --defense bit-depth:depth=3,5
+    result few-pixel-defences robustness "$out"/de-same-[135] --defense resize:gamma=1.5/2 \
+        --defense jpeg:q=95/75/55 --defense dnn-jpeg --defense avg-pool:kernel=3 --defense max-pool:kernel=3 \
+        --defense median:kernel=3 --defense tvm --defense bit-depth:depth=3/5
 }
 
 exhaustive() {
@@ -223,7 +303,9 @@ if [ ${#parts[@]} -eq 0 ]; then
     [ -z "$cifar" ] || parts+=(wang2021 targeted su2017)
     [ -z "$photos" ] || parts+=(imagenet)
     parts+=(dong2020 qian2021 defences)
+    [ -z "$photos" ] || parts+=(detection)
     [ -z "$cifar" ] || parts+=(few-pixel exhaustive)
+    [ -z "$cifar" ] || [ -z "$hardened" ] || parts+=(hardened)
 fi
 for part in "${parts[@]}"; do
     "$part"
