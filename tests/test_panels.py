@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pixelsem.cli import evaluate_panels
+from pixelsem.cli.attack_stages import AttackStages
 from pixelsem.cli.groups import RootGroup
 from pixelsem.cli.options import expand
 from pixelsem.images import write_image
@@ -275,7 +276,7 @@ def make_attack(path: Path, attack: str, levels: dict[str, int], **options) -> P
 
 def loaded(stage: Path, **options) -> list[PanelRow]:
     asked = evaluate_panels.PanelOptions(**options)
-    lines = evaluate_panels._FigureData(evaluate_panels._open([stage])).choose(asked)
+    lines = evaluate_panels._FigureData(AttackStages([stage])).choose(asked)
     return evaluate_panels._load(lines, asked.rows, asked.l2)[1]
 
 
@@ -399,7 +400,7 @@ class TestCommand:
         after = prediction("cat", 0.7) | {"of_before_top5": [["cat", 0.7, 1]]}
         tried = record(after=after, pixels=pixels)
         stage = make_stage(tmp_path / "tried", [tried], "original")
-        row = evaluate_panels._read(evaluate_panels._FigureData(evaluate_panels._open([stage])).choose(
+        row = evaluate_panels._read(evaluate_panels._FigureData(AttackStages([stage])).choose(
             evaluate_panels.PanelOptions())[0])  # fmt: skip
         found = row.attacked["original"]
         assert found.image is not None

@@ -40,29 +40,43 @@ class Search:
 
         A success was written, and a failure where such are kept; else the pixels that its best try changed are known
         where they are few.
-        Raises :class:`InputError` and :class:`StageError`.
+        Raises :class:`InputError`, and :class:`StageError` where a listed change lies outside of the image.
         """
         record = self.record
+        if any(change.x >= record.width or change.y >= record.height for change in record.pixels):
+            raise StageError(f"{self.stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
         if (file := record.adversarial or record.attempt) is not None:
             return self._read(file)
         if record.outcome != "attacked" or not record.pixels:
             return None
-        if any(change.x >= record.width or change.y >= record.height for change in record.pixels):
-            raise StageError(f"{self.stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
         tried = clean.copy()
         for change in record.pixels:
             tried[change.y, change.x] = change.to
         return tried
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Read which pixels could change, bool [H, W]; None where all could. Raises as :meth:`clean` does."""
+        from pixelsem.images import read_mask
+
+        if self.record.mask is None:
+            return None
+        path = self.stage.resolve(self.record.mask)
+        mask: NDArray[np.bool_] = read_mask(path) != 0
+        self._check_size(path, mask.shape)
+        return mask
 
     def _read(self, name: str) -> NDArray[np.uint8]:
         from pixelsem.images import read_image
 
         path = self.stage.resolve(name)
         pixels = read_image(path)
-        if pixels.shape[:2] != (self.record.height, self.record.width):
-            found, said = f"{pixels.shape[1]}×{pixels.shape[0]}", f"{self.record.width}×{self.record.height}"
-            raise InputError(f"{path}: is {found}; the manifest says {said}")
+        self._check_size(path, pixels.shape)
         return pixels
+
+    def _check_size(self, path: Path, shape: tuple[int, ...]) -> None:
+        if shape[:2] != (self.record.height, self.record.width):
+            found, said = f"{shape[1]}×{shape[0]}", f"{self.record.width}×{self.record.height}"
+            raise InputError(f"{path}: is {found}; the manifest says {said}")
 
 
 @dataclass(frozen=True)
@@ -98,9 +112,12 @@ class AttackStages:
         """Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` for a damaged one."""
         self.stages: list[tuple[Stage, AttackStage]] = []
         self.notes: list[str] = []
-        distinct = {path.resolve(): path for path in reversed(paths)}
-        self.paths = list(reversed(distinct.values()))
-        self.notes += [f"{path}: given twice; counted once" for path in self.paths if paths.count(path) > 1]
+        distinct: dict[Path, Path] = {}
+        for path in paths:
+            if path.resolve() in distinct:
+                self.notes.append(f"{path}: given twice; counted once")
+            distinct.setdefault(path.resolve(), path)
+        self.paths = list(distinct.values())
         for path in self.paths:
             stage = Stage.open(path)
             records = list(stage.attack_records())

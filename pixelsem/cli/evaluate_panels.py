@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -13,7 +13,6 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import need_matplotlib
-from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
 from pixelsem.cli.tables import output_folder
 from pixelsem.errors import InputError, PixelsemError, StageError
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pixelsem.metrics.setups import AttackStage, Setup
+    from pixelsem.cli.attack_stages import AttackStages, Search
+    from pixelsem.metrics.setups import Setup
     from pixelsem.records import AttackRecord, Prediction
     from pixelsem.report.panels import Attacked, PanelRow
-    from pixelsem.stage import Stage
 
 #: What a figure may be, by suffix.
 FORMATS = (".png", ".svg", ".pdf")
@@ -90,11 +89,12 @@ def evaluate_panels(
     console = Console(quiet=options.quiet, as_json=options.json)
     _check_output(options.output)
     need_matplotlib()
+    from pixelsem.cli.attack_stages import open_attacks
     from pixelsem.report.figures import save_figure
     from pixelsem.report.panels import draw_panels
 
-    paths = resolve_inputs(stages, options.run, ("attack",), note=console.note)
-    figure_data = _FigureData(_open(paths))
+    attacks = open_attacks(stages, options.run, console.note)
+    figure_data = _FigureData(attacks)
     wanted = image or []
     chosen = figure_data.choose(options, wanted)
     shown, rows, failures = _load(chosen, options.rows, options.l2 or options.match_l2)
@@ -103,7 +103,7 @@ def evaluate_panels(
     title = figure_data.title
     figure = draw_panels(rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size)
     name = f"evaluate-panels-{figure_data.identity(options, wanted)[:6]}.png"
-    path = output_folder(context, options, paths, name)
+    path = output_folder(context, options, attacks.paths, name)
     save_figure(figure, path)
     if len(chosen) > len(shown):
         console.note(f"{len(shown)} of {len(chosen)} rows are shown; --rows shows more")
@@ -129,7 +129,7 @@ class _Line:
     target: str | None
     setup: str
     attack: tuple[str, str]
-    found: dict[str, tuple[Stage, AttackRecord]] = field(default_factory=dict)
+    found: dict[str, Search] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -139,44 +139,30 @@ class _Line:
     @property
     def hits(self) -> int:
         """In how many regions the attack succeeded."""
-        return sum(record.success for _, record in self.found.values())
+        return sum(search.record.success for search in self.found.values())
 
     @property
     def ran(self) -> bool:
         """Was there a search in any region?"""
-        return any(record.outcome == "attacked" for _, record in self.found.values())
+        return any(search.record.outcome == "attacked" for search in self.found.values())
 
     def l2(self) -> float | None:
         """Return the mean L2 of the successes, in units of 0 to 255; None where their files cannot be read."""
         from pixelsem.cli.attack_stages import to_tensor
         from pixelsem.metrics.distortion import l2
 
-        hits = [(stage, record) for stage, record in self.found.values() if record.adversarial is not None]
+        hits = [search for search in self.found.values() if search.record.adversarial is not None]
         try:
-            clean = to_tensor([_read_pixels(stage, record.clean, record) for stage, record in hits])
-            attacked = to_tensor([_read_pixels(stage, str(record.adversarial), record) for stage, record in hits])
+            pairs = [(clean, search.attempt(clean)) for search in hits for clean in (search.clean(),)]
+            clean, attacked = (to_tensor(images) for images in zip(*pairs, strict=True))
         except (InputError, StageError, ValueError):  # of two sizes
             return None
         return float(l2(clean, attacked).mean())
 
     def summary(self) -> dict[str, Any]:
         """What ``--json`` says of the row."""
-        success = {region: record.success for region, (_, record) in self.found.items()}
+        success = {region: search.record.success for region, search in self.found.items()}
         return {"id": self.id, "target": self.target, "search": self.setup or None, "success": success}
-
-
-def _open(paths: Sequence[Path]) -> list[tuple[Stage, AttackStage]]:
-    """Read every stage once; raises :class:`PixelsemError` where none has a record."""
-    from pixelsem.metrics.setups import AttackStage
-    from pixelsem.stage import Stage
-
-    opened = []
-    for path in {path.resolve(): path for path in paths}.values():
-        stage = Stage.open(path)
-        opened.append((stage, AttackStage(str(path), stage.info, list(stage.attack_records()))))
-    if not any(data.records for _, data in opened):
-        raise PixelsemError(f"{paths[0]}: nothing attacked yet; run its attack command again and let it work")
-    return opened
 
 
 #: The options that decide what the figure shows.
@@ -186,11 +172,8 @@ _SHOWN = ("rows", "only", "difference", "amplify", "size", "l2", "match_l2")
 class _FigureData:
     """All that could be shown of some stages."""
 
-    def __init__(self, opened: Sequence[tuple[Stage, AttackStage]]) -> None:
-        from pixelsem.metrics.setups import combine
-
-        self.opened = {data.name: (stage, data.records) for stage, data in opened}
-        self.setups, _ = combine([data for _, data in opened])
+    def __init__(self, attacks: AttackStages) -> None:
+        self.attacks, self.setups = attacks, attacks.setups
 
     @property
     def title(self) -> str:
@@ -206,8 +189,7 @@ class _FigureData:
         from pixelsem.stage import digest
 
         shown = {name: getattr(options, name) for name in _SHOWN}
-        stages = sorted({stage.info.contents for stage, _ in self.opened.values()})
-        return digest({"stages": stages, "images": list(wanted), **shown})
+        return digest({"stages": self.attacks.identities, "images": list(wanted), **shown})
 
     def choose(self, options: PanelOptions, wanted: Sequence[str] = ()) -> list[_Line]:
         """Return the lines to show: of the images ``wanted`` in their order, else of all, best first.
@@ -217,11 +199,13 @@ class _FigureData:
         groups = [[line for line in group if line.ran] for group in self._groups()]
         groups = [group for group in groups if group]
         if not groups:
-            raise PixelsemError(f"{', '.join(self.opened)}: no image was attacked; there is nothing to show")
+            raise PixelsemError(f"{', '.join(self.attacks.names)}: no image was attacked; there is nothing to show")
         if options.only == "success":
             groups = [group for group in groups if any(line.hits for line in group)]
             if not groups:
-                raise PixelsemError(f"{', '.join(self.opened)}: no attack succeeded; --only all shows what was tried")
+                raise PixelsemError(
+                    f"{', '.join(self.attacks.names)}: no attack succeeded; --only all shows what was tried"
+                )
         ordered = _matched(groups) if options.match_l2 else _ordered(groups)
         return [line for group in self._selected(ordered, wanted) for line in group]
 
@@ -242,15 +226,14 @@ class _FigureData:
         groups: dict[tuple[str, str], dict[int, _Line]] = {}
         for number, setup in enumerate(self.setups):
             name = _setup_name(setup, len({each.attack for each in self.setups}) > 1) if len(self.setups) > 1 else ""
-            for stage_name in setup.stages:
-                stage, records = self.opened[stage_name]
-                for record in records:
-                    if record.repeat == 0:
-                        group = groups.setdefault((record.id, record.target or ""), {})
-                        line = group.setdefault(
-                            number, _Line(record.id, record.target, name, (setup.network, setup.attack))
-                        )
-                        line.found.setdefault(record.region, (stage, record))
+            for search in self.attacks.searches(setup).values():
+                record = search.record
+                if record.repeat == 0:
+                    group = groups.setdefault((record.id, record.target or ""), {})
+                    line = group.setdefault(
+                        number, _Line(record.id, record.target, name, (setup.network, setup.attack))
+                    )
+                    line.found.setdefault(record.region, search)
         for line in (line for group in groups.values() for line in group.values()):
             line.found = {region: line.found[region] for region in sort_regions(line.found)}
         return [list(groups[key].values()) for key in sorted(groups)]
@@ -328,12 +311,13 @@ def _read(line: _Line, distances: bool = False) -> PanelRow:
     """Read a row's images and masks; raises :class:`InputError` and :class:`StageError`."""
     from pixelsem.report.panels import PanelRow
 
-    stage, first = next(found for found in line.found.values() if found[1].outcome == "attacked")
-    clean = _read_pixels(stage, first.clean, first)
-    attacked = {region: _attacked(stage, record, clean) for region, (stage, record) in line.found.items()}
+    first = next(search for search in line.found.values() if search.record.outcome == "attacked")
+    clean = first.clean()
+    attacked = {region: _attacked(search, clean) for region, search in line.found.items()}
     if distances:
         attacked = {region: replace(found, note=_distance(clean, found.image)) for region, found in attacked.items()}
-    return PanelRow(line.name, clean, _answer(first.before), attacked, dict(_masks(line.found)))
+    masks = {region: mask for region, search in line.found.items() if (mask := search.mask()) is not None}
+    return PanelRow(line.name, clean, _answer(first.record.before), attacked, masks)
 
 
 def _distance(clean: NDArray[np.uint8], attacked: NDArray[np.uint8] | None) -> str:
@@ -347,46 +331,13 @@ def _distance(clean: NDArray[np.uint8], attacked: NDArray[np.uint8] | None) -> s
     return f"L2 {found.l2 / LARGEST:.2f}" + ("" if found.ssim is None else f", SSIM {found.ssim:.3f}")
 
 
-def _masks(found: Mapping[str, tuple[Stage, AttackRecord]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    from pixelsem.images import read_mask
-
-    for region, (stage, record) in found.items():
-        if record.mask is not None:
-            path = stage.resolve(record.mask)
-            mask = read_mask(path) != 0
-            _check_size(path, mask.shape, record)
-            yield region, mask
-
-
-def _read_pixels(stage: Stage, name: str, record: AttackRecord) -> NDArray[np.uint8]:
-    from pixelsem.images import read_image
-
-    path = stage.resolve(name)
-    pixels = read_image(path)
-    _check_size(path, pixels.shape, record)
-    return pixels
-
-
-def _check_size(path: Path, shape: tuple[int, ...], record: AttackRecord) -> None:
-    if shape[:2] != (record.height, record.width):
-        raise InputError(f"{path}: is {shape[1]}×{shape[0]}; the manifest says {record.width}×{record.height}")
-
-
-def _attacked(stage: Stage, record: AttackRecord, clean: NDArray[np.uint8]) -> Attacked:
+def _attacked(search: Search, clean: NDArray[np.uint8]) -> Attacked:
     """Return what became of one search: the file it wrote, or the best try where none succeeded."""
     from pixelsem.report.panels import Attacked
 
-    image = None
-    if any(change.x >= clean.shape[1] or change.y >= clean.shape[0] for change in record.pixels):
-        raise StageError(f"{stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
-    if (file := record.adversarial or record.attempt) is not None:
-        image = _read_pixels(stage, file, record)
-    elif record.pixels:
-        image = clean.copy()
-        for change in record.pixels:
-            image[change.y, change.x] = change.to
+    record = search.record
     places = tuple((change.x, change.y) for change in record.pixels)
-    return Attacked(image, _verdict(record), record.success, places)
+    return Attacked(search.attempt(clean), _verdict(record), record.success, places)
 
 
 def _verdict(record: AttackRecord) -> str:

@@ -19,9 +19,6 @@ from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pixelsem.cli.attack_stages import AttackStages, Search
     from pixelsem.report.gallery import GalleryItem
     from pixelsem.report.html_report import Found, Picture, Run
@@ -201,36 +198,14 @@ def _items(
     stages = {stage.path: number for number, (stage, _) in enumerate(opened.stages)}
     for done, (setup, search) in enumerate(searches, 1):
         try:
-            _check_changes(search)
             clean = search.clean()
-            attacked, mask = search.attempt(clean), _mask(search)
+            attacked, mask = search.attempt(clean), search.mask()
         except (InputError, StageError) as error:
             failures[f"{search.stage.path} {search.record.key}"] = str(error)
             continue
         links = dict(_links(search, page))
         yield GalleryItem(search.record, setup, stages[search.stage.path], clean, attacked, mask, links)
         progress(done)
-
-
-def _check_changes(search: Search) -> None:
-    """Raise :class:`StageError` where a listed change lies outside of its image."""
-    record = search.record
-    if any(change.x >= record.width or change.y >= record.height for change in record.pixels):
-        raise StageError(f"{search.stage.manifest}: a changed pixel of {record.id!r} lies outside the image")
-
-
-def _mask(search: Search) -> NDArray[np.bool_] | None:
-    from pixelsem.images import read_mask
-
-    record = search.record
-    if record.mask is None:
-        return None
-    path = search.stage.resolve(record.mask)
-    mask: NDArray[np.bool_] = read_mask(path) != 0
-    if mask.shape != (record.height, record.width):
-        found, said = f"{mask.shape[1]}×{mask.shape[0]}", f"{record.width}×{record.height}"
-        raise InputError(f"{path}: is {found}; the manifest says {said}")
-    return mask
 
 
 def _links(search: Search, page: Path) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,10 +13,15 @@ from pixelsem.cli.console import Console
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pixelsem.report.tables import Table
 
 #: Tables that hold in a long form what another one shows, and so are written but not printed.
 _NOT_SHOWN = ("success", "norms", "transfer")
+
+#: What is printed at most, as more would bury the answer: lines of all tables, rows of the first one, and notes.
+_LINES, _ROWS, _NOTES = 100, 40, 12
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,47 @@ def show_tables(
     """Write tables to ``folder``, print them and ``notes`` for people, and the folder (or all as JSON) on stdout.
 
     ``shown`` are the names of the tables that are printed (default: all but those that repeat another one in a long
-    form); a line names the others.
+    form), as far as there is room for them (:data:`_LINES`); the first one always is. A line names the others.
     """
     from pixelsem.report.tables import to_plain, write_tables
-    from pixelsem.report.terminal import to_rich
 
     write_tables(folder, tables)
-    printed = [t for t in tables if (t.name not in _NOT_SHOWN if shown is None else t.name in shown)]
-    # The first table is the answer: it comes last, where a terminal leaves the eye.
-    for table in [] if console.quiet else reversed(printed):
-        console.table(to_rich(table, console.rich.width))
-    if shown is not None and (others := [table.name for table in tables if table not in printed]):
-        console.note(f"more tables are in {folder}: {', '.join(others)}")
-    for note in notes:
+    wanted = [t for t in tables if (t.name not in _NOT_SHOWN if shown is None else t.name in shown)]
+    if not console.quiet:
+        printed = _fitting(console, folder, wanted)
+        # The first table is the answer: it comes last, where a terminal leaves the eye.
+        for _, text in reversed(printed):
+            console.table(text)
+        names = [name for name, _ in printed]
+        others = [t.name for t in (wanted if shown is None else tables) if t.name not in names]
+        if others:
+            console.note(f"more tables are in {folder}: {', '.join(others)}")
+    for note in notes[:_NOTES]:
         console.note(f"note: {note}")
+    if len(notes) > _NOTES:
+        console.note(f"note: … and {len(notes) - _NOTES} more (--json has all)")
     plain = {table.name: to_plain(table) for table in tables}
     console.result(folder, {**summary, "notes": list(notes), "tables": plain})
+
+
+def _fitting(console: Console, folder: Path, tables: Sequence[Table]) -> list[tuple[str, RenderableType]]:
+    """Return, with their names, the tables that there is room for, ready to be printed."""
+    from pixelsem.report.terminal import to_rich
+
+    room = _LINES
+    printed: list[tuple[str, RenderableType]] = []
+    for table in tables:
+        text = to_rich(_cut(table, folder) if not printed else table, console.rich.width)
+        room -= len(console.rich.render_lines(text, pad=False))
+        if printed and room < 0:
+            break
+        printed.append((table.name, text))
+    return printed
+
+
+def _cut(table: Table, folder: Path) -> Table:
+    """Leave out the rows that there is no room for, and say where they are."""
+    if len(table.rows) <= _ROWS:
+        return table
+    more = f"{len(table.rows) - _ROWS} more rows are in {folder / table.name}.md"
+    return replace(table, rows=table.rows[:_ROWS], notes=[*table.notes, more])

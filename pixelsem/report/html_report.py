@@ -11,12 +11,13 @@ from typing import IO, Any
 from pixelsem.metrics import success as metrics
 from pixelsem.metrics.setups import Setup
 from pixelsem.report.answers import Answer, answers, region_rates, setup_name
+from pixelsem.report.effort import ends_with_success
 from pixelsem.report.gallery import Gallery, GalleryItem
 from pixelsem.report.html_tables import to_html
 from pixelsem.report.page_charts import Bar, flow_chart, query_chart, rate_chart
 from pixelsem.report.pages import data_block, data_uri, open_template
 from pixelsem.report.success import success_tables
-from pixelsem.report.tables import Table
+from pixelsem.report.tables import Table, level
 from pixelsem.stage import StageInfo
 
 #: With more classes than these a chart of all pairs says nothing.
@@ -153,8 +154,10 @@ def _charts(report: Report) -> Iterator[tuple[str, str, str]]:
     }
     rates = {name: bars for name, bars in rates.items() if bars}
     if rates:
-        level = f"Wilson {100 * report.confidence:g} % intervals"
-        below = f"Share of the attacked images that were misclassified, with {level}."
+        below = (
+            "Share of the attacked images that were misclassified (targeted: that reached at least one target), with "
+            f"Wilson {level(report.confidence)}."
+        )
         yield "Success by region", rate_chart(rates if len(rates) > 1 else {"": next(iter(rates.values()))}), below
     for setup in report.setups:
         about = f" · {setup_name(setup)}" if len(report.setups) > 1 else ""
@@ -168,7 +171,8 @@ def _setup_charts(setup: Setup) -> Iterator[tuple[str, str, str]]:
         for region in setup.regions
         if (own := [record for record in searches if record.region == region])
     }
-    if len({query for found, _ in series.values() for query in found}) > 1:  # else all took the same number of steps
+    steps = {query for found, _ in series.values() for query in found}
+    if ends_with_success(setup) and len(steps) > 1:  # else all took the same number of steps
         below = "Untargeted searches that had succeeded within so many candidates scored by the model, of all searches."
         yield "Success by queries", query_chart(series), below
     hits = [record for record in searches if record.success and record.after is not None]

@@ -62,7 +62,7 @@ def rate_chart(groups: Mapping[str, Sequence[Bar]]) -> str:
         f'<text class="tick" x="{at(top * i / 4):.1f}" y="{y + 20}" text-anchor="middle">{_percent(top * i / 4)}</text>'
         for i in range(5)
     )
-    return _svg("Share of attacked images that were misclassified, with intervals", y + 26, axis + "".join(parts))
+    return _svg("Share of attacked images that the attack succeeded on, with intervals", y + 26, axis + "".join(parts))
 
 
 def _class(region: str, others: Sequence[str]) -> str:
