@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from known import recorded
 from test_de import SIZE, classifier_of, linear_classifier, random_weight
-from test_sparse_rs import gained, optimum, pictures, recorded, ring
+from test_sparse_rs import gained, optimum, pictures, ring
 from torch import Tensor, nn
 
 from pixelsem.attacks.base import Outcome, Searches

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import torch
+from known import linear as linear_classifier
 from torch import Tensor, nn
 
 from pixelsem.attacks.base import Outcome, Progress, Searches, fitness_of, is_hit
@@ -18,30 +21,17 @@ from pixelsem.attacks.settings import DE_PRESETS, DESettings, RegionOptions
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.models.classifier import Classifier, Preprocessing
+from pixelsem.models.classifier import Classifier
 
 SIZE = 12
 
-
-def classifier_of(network: nn.Module, classes: int) -> Classifier:
-    names = tuple(f"class{n}" for n in range(classes))
-    return Classifier(network, name="known", class_names=names, preprocessing=Preprocessing((SIZE, SIZE), SIZE)).eval()
-
-
-def linear_classifier(weight: Tensor, bias: Tensor) -> Classifier:
-    """Logits that are linear in the pixels: ``weight`` float [classes, 3, H, W]."""
-    layer = nn.Linear(3 * SIZE * SIZE, len(bias))
-    layer.weight.data, layer.bias.data = weight.flatten(1).clone(), bias.clone()
-    return classifier_of(nn.Sequential(nn.Flatten(), layer), len(bias))
-
-
-def random_weight(classes: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(0, 0.5, (classes, 3, SIZE, SIZE))).float()
+classifier_of = partial(known.classifier_of, size=(SIZE, SIZE))
+random_weight = partial(known.random_weight, side=SIZE)
 
 
 @pytest.fixture
 def image() -> Tensor:
-    return torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8))
+    return known.random_images(1, (SIZE, SIZE))
 
 
 def run(classifier: Classifier, searches: Searches, settings: DESettings, **how: Any) -> list[Outcome]:
@@ -139,14 +129,7 @@ def test_candidates_outside_the_region_cost_no_query(image: Tensor) -> None:
 @pytest.mark.parametrize("pixels", [1, 2])
 def test_no_picture_goes_through_the_model_twice(image: Tensor, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Genes clipped to their range meet in its corners, so that many candidates come again."""
-    pictures: list[bytes] = []
-    asked = Evaluator.score
-
-    def score(evaluator: Evaluator, edits: Edits) -> Tensor:
-        pictures.extend(picture.tobytes() for picture in edits.render(image).numpy())
-        return asked(evaluator, edits)
-
-    monkeypatch.setattr(Evaluator, "score", score)
+    pictures = known.recorded(monkeypatch, image)
     region = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     region[0, 4, 4:6] = True
     settings = DESettings(population=50, generations=40, pixels=pixels, out_of_range="clip", mutation=(1.5, 2.0))

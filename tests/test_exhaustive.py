@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import known
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from pixelsem.attacks.settings_exhaustive import ExhaustiveSettings
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.metrics.vulnerability import PixelMap, classes_reached, density, density_difference, explain
-from pixelsem.models.classifier import Classifier, Preprocessing
+from pixelsem.models.classifier import Classifier
 from pixelsem.records import AttackRecord
 from pixelsem.report.vulnerability import draw_vulnerability
 
@@ -30,13 +31,11 @@ CORNERS = list(itertools.product((0, 255), repeat=3))
 
 
 def classifier_of(network: nn.Module, classes: int = CLASSES, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Classifier:
-    names = tuple(f"class{n}" for n in range(classes))
-    return Classifier(network, name="known", class_names=names, preprocessing=Preprocessing(size, min(size))).eval()
+    return known.classifier_of(network, classes, size)
 
 
 def images_of(count: int, seed: int = 3, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Tensor:
-    made = np.random.default_rng(seed).integers(0, 256, (count, 3, *size), dtype=np.uint8)
-    return torch.from_numpy(made)
+    return known.random_images(count, size, seed)
 
 
 def convolutional(images: Tensor, classes: int = CLASSES) -> Classifier:

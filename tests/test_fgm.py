@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import timeit
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
+import known
 import numpy as np
 import pytest
 import torch
@@ -20,8 +20,7 @@ from pixelsem.attacks.settings_dong2020 import FgmSettings, SaFgmSettings, SaiFg
 from pixelsem.attacks.superpixel_fgm import SuperpixelNoise, superpixel_fast_gradient
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.models import load_classifier
-from pixelsem.models.classifier import Classifier, Preprocessing
+from pixelsem.models.classifier import Classifier
 
 SIZE = 16
 VALUES = 3 * SIZE * SIZE
@@ -29,20 +28,12 @@ PIXELWISE = ("fgm", "i-fgm", "mi-fgm")
 GUIDED = ("sa-fgm", "sai-fgm", "m-sai-fgm")
 
 
-def classifier_of(network: nn.Module, classes: int) -> Classifier:
-    names = tuple(f"class{n}" for n in range(classes))
-    return Classifier(network, name="known", class_names=names, preprocessing=Preprocessing((SIZE, SIZE), SIZE)).eval()
-
-
-def random_weight(classes: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(0, 0.5, (classes, 3, SIZE, SIZE))).float()
+classifier_of = partial(known.classifier_of, size=(SIZE, SIZE))
+random_weight = partial(known.random_weight, side=SIZE)
 
 
 def linear(weight: Tensor, scale: float = 1.0) -> Classifier:
-    """Logits that are linear in the pixels: ``weight`` float [classes, 3, H, W]."""
-    layer = nn.Linear(VALUES, len(weight))
-    layer.weight.data, layer.bias.data = weight.flatten(1) * scale, torch.zeros(len(weight))
-    return classifier_of(nn.Sequential(nn.Flatten(), layer), len(weight))
+    return known.linear(weight * scale)
 
 
 def curved() -> Classifier:
@@ -258,7 +249,7 @@ def test_a_search_does_not_depend_on_the_others(name: str) -> None:
         alone = dataclasses.replace(alone, superpixels=searches.superpixels[one], attention=searches.attention[one])
         difference = changes(attack(name, curved(), alone), alone)[0] - together[row]
         assert difference.abs().max() <= 1
-        assert (difference != 0).float().mean() < 0.01
+        assert difference.norm() < 0.08 * together[row].norm()  # a superpixel is of one whole number
 
 
 @pytest.mark.parametrize("name", ["i-fgm", "sai-fgm", "m-sai-fgm"])
@@ -339,44 +330,3 @@ def test_no_gradient_is_much_slower_than_another() -> None:
     fastest = seconds("noise")
     assert seconds("avg") < 10 * fastest
     assert seconds("max") < 10 * fastest
-
-
-def sample_images() -> tuple[Tensor, Tensor]:
-    """Return CIFAR-10 test images that AllConv is right on, and their classes."""
-    from pixelsem.images import read_image
-
-    root = os.environ.get("PIXELSEM_DATA")
-    if not root:
-        pytest.skip("PIXELSEM_DATA names no folder")
-    names = load_classifier("allconv").class_names
-    paths = [path for name in names for path in sorted((Path(root) / "test" / name).glob("*.jpg"))[:4]]
-    images = torch.from_numpy(np.stack([read_image(path) for path in paths])).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor([names.index(path.parent.name) for path in paths])
-    right = load_classifier("allconv")(images / 255).argmax(1) == labels
-    return images[right], labels[right]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps"), [("fgm", 1), ("i-fgm", 10)])
-def test_art_finds_the_same(name: str, steps: int) -> None:
-    """ART's projected gradient descent in L2 with steps of ε/T takes the same steps."""
-    attacks = pytest.importorskip("art.attacks.evasion")
-    estimators = pytest.importorskip("art.estimators.classification")
-    images, labels = sample_images()
-    model = load_classifier("allconv").eval()
-    theirs_of = estimators.PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type="cpu"
-    )
-    epsilon = 2 * np.sqrt(3 * 32 * 32) / 255
-    method = attacks.ProjectedGradientDescent(
-        theirs_of, norm=2, eps=epsilon, eps_step=epsilon / steps, max_iter=steps, batch_size=64, verbose=False
-    )
-    theirs = torch.from_numpy(method.generate((images / 255).numpy(), y=labels.numpy()))
-    theirs = (theirs * 255).round().clamp(0, 255)
-    ours = torch.stack([o.adversarial for o in attack(name, model, Searches.of(images, labels), delta=2.0)]).float()
-    success = [(model(found / 255).argmax(1) != labels).float().mean() for found in (ours, theirs)]
-    assert abs(success[0] - success[1]) <= 0.03
-    norms = [(found - images).flatten(1).norm(dim=1) for found in (ours, theirs)]
-    assert torch.allclose(norms[0], norms[1], rtol=0.02)
-    along = torch.cosine_similarity((ours - images).flatten(1), (theirs - images).flatten(1))
-    assert along.median() > 0.98

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import torch
@@ -17,14 +17,13 @@ from pixelsem.attacks.jsma import best_pairs, saliency_map
 from pixelsem.attacks.settings_jsma import JSMA_PRESETS, JsmaSettings
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.models import Classifier, Preprocessing, load_classifier
+from pixelsem.models import Classifier
 
 SIDE, CLASSES = 4, 5
 
 
 def classifier(network: nn.Module, classes: int = CLASSES, side: int = SIDE) -> Classifier:
-    names = tuple(str(number) for number in range(classes))
-    return Classifier(network, name="tiny", class_names=names, preprocessing=Preprocessing((side, side), side)).eval()
+    return known.classifier_of(network, classes, (side, side))
 
 
 def small_network(seed: int = 0) -> nn.Module:
@@ -33,7 +32,7 @@ def small_network(seed: int = 0) -> nn.Module:
 
 
 def random_images(count: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, SIDE, SIDE), np.uint8))
+    return known.random_images(count, (SIDE, SIDE), seed)
 
 
 def clean_labels(model: Classifier, images: Tensor) -> Tensor:
@@ -239,26 +238,3 @@ def test_settings() -> None:
     assert JsmaSettings(**JSMA_PRESETS["papernot2016"]).theta == 1
     with pytest.raises(PixelsemError, match="changes nothing"):
         JsmaSettings(theta=0)
-
-
-@pytest.mark.slow
-def test_as_torchattacks_on_allconv(data_dir: Path) -> None:
-    """Its JSMA takes a value only once, which at θ = 1 all do; it has the whole Jacobian and all pairs in memory."""
-    torchattacks = pytest.importorskip("torchattacks")
-    from pixelsem.images import read_image
-
-    model = load_classifier("allconv")
-    files = [sorted(folder.iterdir())[0] for folder in sorted((data_dir / "test").iterdir())]
-    images = torch.stack([torch.from_numpy(read_image(file)).permute(2, 0, 1) for file in files])
-    labels = clean_labels(model, images)
-    targets = (labels + 1) % 10
-    outcomes = attack(model, images, targets=targets, theta=1.0, gamma=0.1)
-    theirs = torchattacks.JSMA(model, theta=1.0, gamma=0.1)
-    theirs.set_mode_targeted_by_function(lambda images, labels: (labels + 1) % 10)
-    other = (theirs(images.float() / 255, labels) * 255).round().to(torch.uint8)
-    mine = torch.stack([outcome.adversarial for outcome in outcomes])
-    both = [(clean_labels(model, found) == targets) for found in (mine, other)]
-    assert abs(int(both[0].sum()) - int(both[1].sum())) <= 0.03 * len(images)
-    changed = [(found != images).flatten(1).sum(1)[both[0] & both[1]].float().mean() for found in (mine, other)]
-    assert int(both[0].sum()) >= 5
-    assert float(changed[0]) == pytest.approx(float(changed[1]), rel=0.05)

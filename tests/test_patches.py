@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import torch
@@ -47,7 +48,7 @@ def evaluator_of(network: nn.Module, classes: int = 2, batch_size: int = 32) -> 
 
 
 def random_images(count: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, SIDE, SIDE), np.uint8))
+    return known.random_images(count, (SIDE, SIDE), seed)
 
 
 def weights(seed: int = 0) -> Tensor:

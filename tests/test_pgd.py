@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import hypothesis
+import known
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from known import linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,23 +23,12 @@ from pixelsem.attacks.registry import ATTACKS
 from pixelsem.attacks.settings_qian2021 import MDi2FgmSettings, PgdSettings
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
-from pixelsem.images import read_image
-from pixelsem.models import load_classifier
-from pixelsem.models.classifier import Classifier, Preprocessing
+from pixelsem.models.classifier import Classifier
 
 SIZE = 16
 
 
-def classifier_of(network: nn.Module, classes: int) -> Classifier:
-    names = tuple(f"class{n}" for n in range(classes))
-    return Classifier(network, name="known", class_names=names, preprocessing=Preprocessing((SIZE, SIZE), SIZE)).eval()
-
-
-def linear(weight: Tensor) -> Classifier:
-    """Logits that are linear in the pixels: ``weight`` float [classes, 3, H, W]."""
-    layer = nn.Linear(3 * SIZE * SIZE, len(weight))
-    layer.weight.data, layer.bias.data = weight.flatten(1).clone(), torch.zeros(len(weight))
-    return classifier_of(nn.Sequential(nn.Flatten(), layer), len(weight))
+classifier_of = partial(known.classifier_of, size=(SIZE, SIZE))
 
 
 def curved(classes: int = 4) -> Classifier:
@@ -52,11 +43,11 @@ def curved(classes: int = 4) -> Classifier:
 
 
 def weights(classes: int = 2, scale: float = 0.05) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(0, scale, (classes, 3, SIZE, SIZE))).float()
+    return known.random_weight(classes, SIZE, scale=scale)
 
 
 def pictures(count: int = 3) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(3).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8))
+    return known.random_images(count, (SIZE, SIZE))
 
 
 def some_region(count: int) -> Tensor:
@@ -292,46 +283,3 @@ def test_settings() -> None:
         MDi2FgmSettings(epsilon=0.5)
     with pytest.raises(PixelsemError, match="--restarts goes with a random start"):
         PgdSettings(restarts=2, random_start=False)
-
-
-def photos(data_dir: Path, per_class: int) -> tuple[Classifier, Tensor, Tensor]:
-    """The bundled AllConv, and CIFAR-10 test images that it gets right: uint8 [N, 3, 32, 32] and their classes."""
-    classifier = load_classifier("allconv")
-    folders = sorted((data_dir / "test").iterdir())
-    files = [(path, label) for label, folder in enumerate(folders) for path in sorted(folder.iterdir())[:per_class]]
-    images = torch.from_numpy(np.stack([read_image(path) for path, _ in files])).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor([label for _, label in files])
-    with torch.no_grad():
-        right = classifier(images.float() / 255).argmax(1) == labels
-    return classifier, images[right], labels[right]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options", "oracle", "oracle_options"),
-    [
-        ("pgd", {"epsilon": 2.0, "step": 1.0, "steps": 10}, "PGD", {"eps": 2 / 255, "alpha": 1 / 255, "steps": 10}),
-        ("pgd", {"norm": "l2"}, "PGDL2", {"eps": 128 / 255, "alpha": 16 / 255, "steps": 20}),
-        ("m-di2-fgsm", {"epsilon": 4.0, "step": 1.0}, "DIFGSM",
-         {"eps": 4 / 255, "alpha": 1 / 255, "steps": 20, "decay": 1.0}),
-    ],
-)  # fmt: skip
-def test_as_strong_as_torchattacks(
-    name: str, options: dict[str, Any], oracle: str, oracle_options: dict[str, Any], data_dir: Path
-) -> None:
-    """Both rounded to 8 bits. torchattacks draws one resizing for the whole batch, which alone makes it vary."""
-    torchattacks = pytest.importorskip("torchattacks")
-    torch.manual_seed(0)
-    classifier, images, labels = photos(data_dir, 12)
-    ours = torch.stack(
-        [outcome.adversarial for outcome in run(name, classifier, Searches.of(images, labels), **options)]
-    )
-    attack = getattr(torchattacks, oracle)(classifier, **oracle_options)
-    theirs = (attack(images.float() / 255, labels) * 255).round().to(torch.uint8)
-    success, distance = [], []
-    for adversarial in (ours, theirs):
-        with torch.no_grad():
-            success.append(float((classifier(adversarial.float() / 255).argmax(1) != labels).float().mean()))
-        distance.append(float((adversarial.float() - images.float()).flatten(1).norm(dim=1).mean()))
-    assert success[0] >= success[1] - 0.03
-    assert abs(distance[0] / distance[1] - 1) < 0.05

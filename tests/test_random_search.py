@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from known import recorded
 from scipy import stats
 from test_de import SIZE, classifier_of, linear_classifier, random_weight
-from test_sparse_rs import gained, optimum, pictures, recorded, ring
+from test_sparse_rs import gained, optimum, pictures, ring
 from torch import Tensor, nn
 
 from pixelsem.attacks.base import Outcome, Searches

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from typing import Any
 
+import known
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known import recorded
 from test_de import SIZE, classifier_of, linear_classifier, random_weight
 from torch import Tensor, nn
 
@@ -30,8 +33,7 @@ def run(classifier: Classifier, searches: Searches, how: SparseRSSettings, batch
     return sorted(sparse_rs(searches, evaluator, how), key=lambda outcome: outcome.search)
 
 
-def pictures(count: int, seed: int = 3) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8))
+pictures = partial(known.random_images, size=(SIZE, SIZE))
 
 
 def ring() -> Tensor:
@@ -130,19 +132,6 @@ def test_a_region_smaller_than_k_is_searched_all_the_same(allowed: int) -> None:
     assert int(changed.sum()) <= min(4, allowed)
     best = optimum(weight, image[0], region[0], min(4, allowed))
     assert gained(weight, image[0], outcome.adversarial) >= 0.95 * best
-
-
-def recorded(monkeypatch: pytest.MonkeyPatch, images: Tensor) -> list[bytes]:
-    """Return a list to which every picture is added that goes through the model."""
-    seen: list[bytes] = []
-    asked = Evaluator.score
-
-    def score(evaluator: Evaluator, edits: Edits) -> Tensor:
-        seen.extend(picture.tobytes() for picture in edits.render(images).numpy())
-        return asked(evaluator, edits)
-
-    monkeypatch.setattr(Evaluator, "score", score)
-    return seen
 
 
 def test_no_picture_goes_through_the_model_twice_and_queries_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
