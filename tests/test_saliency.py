@@ -6,7 +6,9 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -584,3 +586,33 @@ def test_bundled_weights_are_as_good_as_their_card_says(data_dir: Path) -> None:
         truth = read_mask(data_dir / "ecssd/masks" / Path(item.id).with_suffix(".png")) > 127
         overlaps.append((found & truth).sum() / (found | truth).sum())
     assert np.mean(overlaps) == pytest.approx(wanted, abs=0.003)
+
+
+def test_threads_prepare_together_and_ask_the_network_one_by_one(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = Saliency("u2netp", SaliencySettings(weights=weights))
+    images = [photo(30 + n, 40 - n, n) for n in range(8)]
+    wanted = [segmenter([image], ["a"])[0] for image in images]
+    inside, most, together = 0, 0, threading.Barrier(2, timeout=20)
+    forward, prepared = segmenter._network.forward, saliency.prepare
+
+    def slow(x: torch.Tensor) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+        return forward(x)
+
+    def meet(*arguments: Any) -> torch.Tensor:
+        together.wait()  # where only one thread at a time came here, this would break
+        return prepared(*arguments)
+
+    monkeypatch.setattr(segmenter._network, "forward", slow)
+    monkeypatch.setattr(saliency, "prepare", meet)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda image: segmenter([image], ["a"])[0], images))
+    assert most == 1
+    for mask, alone in zip(found, wanted, strict=True):
+        assert np.array_equal(mask, alone)

@@ -69,8 +69,6 @@ def all_settings() -> type[Settings]:
 def _shared(fields: dict[str, dataclasses.Field[Any]]) -> Any:
     """Return one field for an option of several methods, each of which may mean something else by it."""
     first = next(iter(fields.values()))
-    if len(METHODS) == 1:
-        return dataclasses.field(default=None, metadata=first.metadata)
     meanings: dict[str, dict[Any, list[str]]] = {}
     for method, field in fields.items():
         meanings.setdefault(field.metadata["help"], {}).setdefault(field.default, []).append(method)

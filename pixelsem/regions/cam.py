@@ -16,6 +16,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -346,6 +347,8 @@ class Attention:
         self._labels = Labels(settings.labels, self._classifier.class_names)
         self._focus = find_focus(self._classifier, method, settings.layer)
         self._shown: dict[str, str] = {}
+        # A network uses all cores by itself; and while hooks look into it, it belongs to one thread.
+        self._turn = Lock()
 
     @property
     def threshold(self) -> float:
@@ -386,7 +389,7 @@ class Attention:
         """Return the masks, uint16 [H, W], the maximum of each 65535 (or all of it 0)."""
         preprocessing, resize = self._classifier.preprocessing, self.settings.resize
         fitted = np.stack([fit_image(image, preprocessing, resize) for image in images])
-        maps = self._maps(torch.from_numpy(fitted).permute(0, 3, 1, 2), ids).cpu().numpy()
+        maps = self._maps(torch.from_numpy(fitted).permute(0, 3, 1, 2), ids).numpy()
         return [
             self._mask(unfit_map(values, image.shape, preprocessing, resize))
             for values, image in zip(maps, images, strict=True)
@@ -405,7 +408,8 @@ class Attention:
             return torch.tensor(chosen)
 
         try:
-            return activation_maps(self._classifier, fitted, self._focus, choose)
+            with self._turn:
+                return activation_maps(self._classifier, fitted, self._focus, choose).cpu()
         except torch.OutOfMemoryError as error:
             raise PixelsemError(f"out of memory with {len(ids)} images at once; give a smaller --batch-size") from error
 

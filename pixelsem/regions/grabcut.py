@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -237,8 +236,6 @@ class _SaliencyPrior:
 
     def __init__(self, network: Segmenter) -> None:
         self._network = network
-        # It takes one call at a time, GrabCut several; and by itself it uses all cores.
-        self._turn = Lock()
 
     @property
     def identity(self) -> object:
@@ -247,8 +244,7 @@ class _SaliencyPrior:
 
     def find(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.floating]:
         """Return the soft mask, float32 [H, W] in [0, 1]."""
-        with self._turn:
-            (values,) = self._network([image], [image_id])
+        (values,) = self._network([image], [image_id])
         return to_prior(values, self._network.kind)
 
 

@@ -32,7 +32,7 @@ class Segmenter(Protocol):
 
     @property
     def batch(self) -> int:
-        """How many images it takes at a time: 1, called from several threads at once, or more, from one at a time."""
+        """How many images it takes at a time."""
 
     @property
     def whole(self) -> bool:
@@ -49,7 +49,8 @@ class Segmenter(Protocol):
     def __call__(self, images: Sequence[NDArray[np.uint8]], ids: Sequence[str]) -> list[NDArray[np.integer]]:
         """Return the mask, integers [H, W] in the kind's range, of each image, uint8 [H, W, 3] RGB of any sizes.
 
-        What comes out for an image does not depend on the others. Raises :class:`pixelsem.errors.InputError`
+        What comes out for an image does not depend on the others. It is called from several threads at once; a network,
+        which uses all cores by itself, is kept to one of them. Raises :class:`pixelsem.errors.InputError`
         where one of them cannot be segmented.
         """
 

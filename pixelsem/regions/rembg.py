@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -104,6 +105,7 @@ class Rembg:
             raise ModelError(f"{self._file}: ONNX Runtime cannot open it ({first_line(error)})") from error
         self._input = _image_input(self._session, self._file)
         self.size = self._side()
+        self._turn = Lock()  # the network uses all cores by itself
 
     def _side(self) -> int:
         fixed = [side for side in self._input.shape[2:] if isinstance(side, int)]
@@ -138,7 +140,8 @@ class Rembg:
         pixels = prepare(images, self.size, self._network)
         # Many of the files take one image at a time.
         step = self._input.shape[0] if isinstance(self._input.shape[0], int) else len(pixels)
-        maps = np.concatenate([self._run(pixels[at : at + step]) for at in range(0, len(pixels), step)])
+        with self._turn:
+            maps = np.concatenate([self._run(pixels[at : at + step]) for at in range(0, len(pixels), step)])
         found = torch.from_numpy(maps)
         found = stretch(found.sigmoid() if self._network.logits else found)
         return [soft_mask(fit_map(one, image.shape[:2])) for one, image in zip(found, images, strict=True)]

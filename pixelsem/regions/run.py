@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +99,6 @@ class _Work:
 
     def __init__(self, segmenter: Segmenter, stage: Stage, root: Path, names: Mapping[str, str]) -> None:
         self._segmenter, self._stage, self._root, self._names = segmenter, stage, root, names
-        # A network uses all cores by itself; meanwhile the other threads read and write.
-        self._turn: AbstractContextManager[object] = nullcontext() if segmenter.batch == 1 else Lock()
 
     def __call__(self, items: list[ImageItem]) -> Done:
         """Return a record, or what is wrong, for every image; its mask is written."""
@@ -117,8 +113,7 @@ class _Work:
 
     def _segmented(self, read: list[tuple[ImageItem, NDArray[np.uint8]]]) -> Done:
         try:
-            with self._turn:
-                masks = self._segmenter([image for _, image in read], [item.id for item, _ in read])
+            masks = self._segmenter([image for _, image in read], [item.id for item, _ in read])
         except InputError as error:
             if len(read) == 1:
                 return [(read[0][0], error)]

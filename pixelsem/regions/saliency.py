@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -84,16 +86,19 @@ def find_maps(
     size: int,
     device: torch.device,
     precision: Literal["fp32", "bf16"] = "fp32",
+    turn: AbstractContextManager[object] | None = None,
 ) -> list[NDArray[np.float32]]:
     """Return the saliency of each uint8 [H, W, 3] image at its own size: float32 [H, W] in [0, 1].
 
     ``network`` is on ``device`` and in eval mode; it sees the images at ``size`` × ``size``. The fused map is
-    stretched to its range (:func:`stretch`), then resized.
+    stretched to its range (:func:`stretch`), then resized. Where several threads share the network, ``turn`` is the
+    lock that keeps it to one of them, while others prepare their images and resize their maps.
     """
-    x = prepare(images, size).to(device, memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        fused = network(x)[0]
-    maps = stretch(fused.float().sigmoid()).cpu()
+    squares = prepare(images, size)
+    with turn or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        x = squares.to(device, memory_format=torch.channels_last)
+        fused = network(x)[0].float()
+        maps = stretch(fused.sigmoid()).cpu()
     return [fit_map(found, image.shape[:2]) for found, image in zip(maps, images, strict=True)]
 
 
@@ -150,6 +155,7 @@ class Saliency:
         network, self._file, size = load_network(model, settings.weights)
         self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._name, self._settings = model, settings
+        self._turn = Lock()  # the network uses all cores by itself
         self.size = settings.input_size or size
 
     @property
@@ -175,7 +181,7 @@ class Saliency:
     def __call__(self, images: Sequence[NDArray[np.uint8]], ids: Sequence[str]) -> list[NDArray[np.integer]]:
         """Return the soft masks, uint16 [H, W]; see :func:`find_maps`. Raises :class:`PixelsemError` without memory."""
         try:
-            found = find_maps(self._network, images, self.size, self._device, self._settings.precision)
+            found = find_maps(self._network, images, self.size, self._device, self._settings.precision, self._turn)
         except torch.OutOfMemoryError as error:
             raise PixelsemError(f"out of memory with {len(images)} images; give a smaller --batch-size") from error
         return [soft_mask(one) for one in found]
