@@ -291,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": describe(torch.device("cpu")),
         })  # fmt: skip
         note(f"{comparison.name}: success {found.rates}, distance {found.means}, seconds {found.seconds}")
+        write_rows(None if options.json == "-" else options.json, rows)  # what is done stays
     show(make_table(rows))
     write_rows(options.json, rows)
     return 0

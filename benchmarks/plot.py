@@ -1,4 +1,4 @@
-"""Tables and plots of committed results: ``results/evaluator*.json`` and ``results/peers*.json`` to a page of the docs.
+"""Tables and plots of committed results: those of each script here, ``results/NAME*.json``, to a page of the docs.
 
 Writes ``benchmarks.md`` and one picture per file of results. The same results give the same files.
 """
@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checkout
 import evaluator
+import memory
+import oracles
 import peers
+import regions
+import transforms
 from common import Row, read_rows
 
 from pixelsem.errors import PixelsemError
@@ -93,26 +98,59 @@ def _errors(rows: Sequence[Row], key: str) -> list[list[float]]:
     return [[max(0.0, value - low) for value, low, _ in ends], [max(0.0, high - value) for value, _, high in ends]]
 
 
-#: By the beginning of a file's name: what it shows, its table and its figure.
-KINDS: dict[str, tuple[str, Callable[[Sequence[Row]], Table], Callable[[Sequence[Row]], Any]]] = {
-    "evaluator": ("Dense and incremental scoring", evaluator.make_table, plot_evaluator),
-    "peers": ("One attack by several", peers.make_table, plot_peers),
+@dataclass(frozen=True)
+class Kind:
+    """What a sort of results shows: a heading, what to know of the figures, a table, and a figure for some."""
+
+    heading: str
+    about: str
+    table: Callable[[Sequence[Row]], Table]
+    figure: Callable[[Sequence[Row]], Any] | None = None
+
+
+_TURNS = "Medians of {repeats} measurements in turns; lines at the bars are their range."
+
+#: By the beginning of a file's name.
+KINDS = {
+    "evaluator": Kind("Dense and incremental scoring", _TURNS, evaluator.make_table, plot_evaluator),
+    "peers": Kind("One attack by several", _TURNS, peers.make_table, plot_peers),
+    "regions": Kind(
+        "Segmentation",
+        "Images that are read, segmented and written per second, medians of {repeats} runs: as many threads as cores.",
+        regions.make_table,
+    ),
+    "transforms": Kind("Image transforms", "Medians of several runs.", transforms.table),
+    "memory": Kind(
+        "Memory of the attacks",
+        "The peak of the resident memory of `pixelsem attack NAME`, all images in flight at 224×224.",
+        memory.make_table,
+    ),
+    "oracles": Kind(
+        "The same attacks by others",
+        "Images of CIFAR-10, all of which the bundled AllConv gets right, attacked with the same settings; both "
+        "sides are rounded to 8 bits before they are scored. Distances: L2 in units of 0 to 1, or how many values "
+        "differ, means over the images of which both have changed the class.",
+        oracles.make_table,
+    ),
 }
 
 
 def write_page(results: Path, output: Path) -> None:
     """Write the page and its pictures into the folder ``output``."""
     sections = []
-    for kind, (heading, make_table, plot) in KINDS.items():
-        for path in sorted(results.glob(f"{kind}*.json")):
+    for name, kind in KINDS.items():
+        for path in sorted(results.glob(f"{name}*.json")):
             rows = read_rows(path)
-            picture = f"benchmarks-{path.stem}.svg"
-            _save(plot(rows), output / picture)
-            repeats = f"Medians of {rows[0]['repeats']} measurements in turns; lines at the bars are their range."
-            lines = (f"## {heading}", machine_line(rows[-1]["machine"]), f"![{heading}]({picture})", repeats)
-            sections.append("\n\n".join([*lines, to_markdown(make_table(rows)).rstrip()]))
+            lines = [f"## {kind.heading}", machine_line(rows[-1]["machine"])]
+            if kind.figure is not None:
+                picture = f"benchmarks-{path.stem}.svg"
+                _save(kind.figure(rows), output / picture)
+                lines.append(f"![{kind.heading}]({picture})")
+            lines.append(kind.about.format_map({"repeats": rows[0].get("repeats")}))
+            sections.append("\n\n".join([*lines, to_markdown(kind.table(rows)).rstrip()]))
     if not sections:
-        raise PixelsemError(f"{results}: no evaluator*.json or peers*.json; make them with evaluator.py and peers.py")
+        wanted = ", ".join(f"{name}*.json" for name in KINDS)
+        raise PixelsemError(f"{results}: no results; make one of {wanted} with the script of that name and --json")
     intro = "# Benchmarks\n\nHow these are measured: [benchmarks/README.md](../benchmarks/README.md)."
     write_text(output / "benchmarks.md", "\n\n".join([intro, *sections]) + "\n")
 

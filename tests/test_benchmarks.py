@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -300,5 +301,49 @@ def test_no_results_is_one_clear_line(
     with pytest.raises(SystemExit) as ended:
         module("plot").main(["--results", str(tmp_path), "-o", str(tmp_path / "docs")])
     assert ended.value.code == 2
-    assert "no evaluator*.json or peers*.json" in capsys.readouterr().err
+    assert "no results; make one of evaluator*.json, peers*.json" in capsys.readouterr().err
     assert not (tmp_path / "docs").exists()
+
+
+def test_regions_counts_the_images_that_are_segmented(
+    module: Callable[[str], ModuleType], images: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "regions.json"
+    arguments = ["--images", str(images), "--all", str(images), "--methods", "slic,gradcam"]
+    module("regions").main([*arguments, "--seconds", "0", "--repeats", "2", "--workers", "1", "--json", str(target)])
+    rows = json.loads(target.read_text(encoding="utf-8"))
+    assert [row["method"] for row in rows] == ["slic", "gradcam", "slic", "lsc", "seeds"]
+    assert [row["images"] for row in rows] == [1, 3, 3, 3, 3]  # a batch at least; --all is all
+    for row in rows:
+        low, high = row["spread"]
+        assert 0 < low <= row["images_per_second"] <= high
+        assert row["size"] == [32, 32]
+        assert (row["alone"] is None) == (row["repeats"] == 1)
+
+
+def test_regions_knows_every_method_but_those_that_want_files(module: Callable[[str], ModuleType]) -> None:
+    from pixelsem.regions.registry import METHODS
+
+    assert {case.method for case in module("regions").CASES.values()} == set(METHODS) - {"rembg"}
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_process_alone(module: Callable[[str], ModuleType]) -> None:
+    memory = module("memory")
+    printed, small = memory.run(["attack", "list", "--json"])
+    assert {info["name"] for info in json.loads(printed)} >= set(memory.CUTS)
+    code = "import numpy as np; size = 300 * 2**20; print(np.ones(size, np.uint8)[::4096].sum())"
+    _, large = memory.run_process([sys.executable, "-c", code])
+    _, again = memory.run(["attack", "list"])
+    assert large >= 300 * 2**20
+    assert max(small, again) < 250 * 2**20  # the largest child before does not count
+
+
+def test_memory_says_what_was_cut(module: Callable[[str], ModuleType]) -> None:
+    from pixelsem.attacks.registry import ATTACKS
+
+    memory = module("memory")
+    assert set(memory.CUTS) | set(memory.ON_LARGE) <= set(ATTACKS)
+    assert memory.cut_of("de", memory.MODEL) == "--generations 2"
+    assert memory.cut_of("pgd", memory.MODEL) == ""
+    assert memory.cut_of("exhaustive", memory.LARGE_MODEL).startswith("6×6 pixels")
