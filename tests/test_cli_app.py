@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ def talk(lines: int):
     for number in range(lines):
         Console().data("word " * 100)
     print("done", file=sys.stderr)
+
+@app.command()
+def tell(lines: int):
+    for number in range(lines):
+        Console().problem("not well")
+        Console().table("a table")
+    Console().data("done")
 
 @app.command()
 def talk_plainly(lines: int):
@@ -159,6 +167,19 @@ def test_a_reader_that_leaves_is_no_error_to_print(script: Path, command: str, l
         assert (process.returncode, errors) == (0, "done\n")
     else:
         assert (process.returncode, errors) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_results_that_cannot_be_told_are_one_line(script: Path) -> None:
+    done = subprocess.run(f"'{sys.executable}' {script} talk 5 > /dev/full", shell=True, stderr=PIPE, timeout=60)
+    said = b"pixelsem: standard output: cannot be written: No space left on device; what is done stays\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_log_does_not_stop_the_work(script: Path) -> None:
+    done = subprocess.run(f"'{sys.executable}' {script} tell 5 2> /dev/full", shell=True, stdout=PIPE, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
 
 
 def test_a_pipe_into_head(python: Callable[..., Any]) -> None:

@@ -6,10 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from pixelsem.errors import OutputError
+from pixelsem.files import reason
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -40,7 +43,10 @@ def data_stream() -> TextIO:
 
 
 class Console:
-    """The one place that prints. ``quiet`` drops progress, notes and tables; problems always show."""
+    """The one place that prints. ``quiet`` drops progress, notes and tables; problems always show.
+
+    Where stderr cannot be written (a log on a full disk) the work goes on unsaid.
+    """
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
@@ -68,14 +74,21 @@ class Console:
     def table(self, table: RenderableType) -> None:
         """Print a table, unless quiet."""
         if not self.quiet:
-            self.rich.print(table)
+            with suppress(OSError):
+                self.rich.print(table)
 
     def data(self, text: str) -> None:
-        """Print what a program may read on, on stdout. Where its reader is gone, nothing happens."""
+        """Print what a program may read on, on stdout. Where its reader is gone, nothing happens.
+
+        Raises :class:`OutputError` where it cannot be written, say to a file on a full disk.
+        """
         try:
             print(text, file=data_stream(), flush=True)
         except BrokenPipeError:
             silence_stdout()
+        except OSError as error:
+            silence_stdout()
+            raise OutputError(f"standard output: cannot be written: {reason(error)}; what is done stays") from error
 
     def result(self, stage: Path, summary: dict[str, Any]) -> None:
         """Print the stage's path, or with ``--json`` the summary (with the path in it), on stdout."""
@@ -95,10 +108,11 @@ class Console:
     def _line(self, text: str, style: str | None = None) -> None:
         # A file's name may hold line breaks and terminal codes; a message stays one line of text.
         text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-        if self._rich is None and not sys.stderr.isatty():
-            print(text, file=sys.stderr)  # the same without colours, and without the time to import rich
-        else:
-            self.rich.print(text, markup=False, soft_wrap=True, style=style, emoji=False)
+        with suppress(OSError):
+            if self._rich is None and not sys.stderr.isatty():
+                print(text, file=sys.stderr)  # the same without colours, and without the time to import rich
+            else:
+                self.rich.print(text, markup=False, soft_wrap=True, style=style, emoji=False)
 
 
 class Bar:
