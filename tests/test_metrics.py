@@ -15,7 +15,15 @@ from statsmodels.stats.proportion import proportion_confint
 
 from pixelsem.metrics import differences, success
 from pixelsem.metrics.accuracy import accuracy
-from pixelsem.metrics.intervals import Paired, clustered_rate, mcnemar_exact, paired_interval, rate, wilson
+from pixelsem.metrics.intervals import (
+    Paired,
+    clustered_rate,
+    mcnemar_exact,
+    paired_interval,
+    rate,
+    rate_by_cluster,
+    wilson,
+)
 from pixelsem.metrics.setups import AttackStage, combine, opposites
 from pixelsem.records import AttackRecord
 
@@ -83,12 +91,14 @@ def test_paired_interval_covers_what_it_says(shares):
     assert 0.94 <= covered <= 0.99
 
 
-def test_clustered_rate_of_single_trials_is_at_most_as_sharp_as_wilson():
-    trials = [(1, 1)] * 3 + [(0, 1)] * 7
-    found, plain = clustered_rate(trials), rate(3, 10)
-    assert (found.successes, found.n) == (3, 10)
-    assert found.effective_n == pytest.approx(9)  # m / (m - 1): a sample variance
-    assert found.low < plain.low < 0.3 < plain.high < found.high
+def test_clustered_rate_of_single_trials_is_wilsons():
+    assert clustered_rate([(1, 1)] * 3 + [(0, 1)] * 7) == rate(3, 10)
+
+
+def test_rate_by_cluster_gathers_the_trials_of_a_cluster():
+    trials = [("a", True), ("b", False), ("a", False), ("b", True), ("b", True)]
+    assert rate_by_cluster(trials) == clustered_rate([(1, 2), (2, 3)])
+    assert rate_by_cluster([]) is None
 
 
 def test_clustered_rate_of_equal_clusters_counts_clusters():
@@ -286,6 +296,19 @@ def test_two_networks_of_one_name_are_told_apart():
     other = dataclasses.replace(info(), model={"name": "allconv", "digest": "cd" * 32})
     setups, _ = combine(stages(("a", info(), [record()]), ("b", other, [record()])))
     assert [setup.variant for setup in setups] == ["model digest=abababab", "model digest=cdcdcdcd"]
+
+
+def test_networks_are_called_by_the_files_of_their_weights_where_these_differ():
+    def of(digest, weights):
+        return dataclasses.replace(info(weights=weights), model={"name": "allconv", "digest": digest * 32})
+
+    made = stages(("a", of("ab", None), [record()]), ("b", of("cd", "../w/fast.safetensors"), [record()]))
+    assert [setup.variant for setup in combine(made)[0]] == ["weights=default", "weights=fast.safetensors"]
+    # One name for two networks, or two for one, tells nothing.
+    made = stages(("a", of("ab", "1/w.pt"), [record()]), ("b", of("cd", "2/w.pt"), [record()]))
+    assert [setup.variant for setup in combine(made)[0]] == ["model digest=abababab", "model digest=cdcdcdcd"]
+    made = stages(("a", of("ab", "1.pt"), [record()]), ("b", of("ab", "2.pt"), [record(to="dog")]))
+    assert [setup.variant for setup in combine(made)[0]] == ["a", "b"]
 
 
 def test_regions_changed_in_another_way_stay_apart():

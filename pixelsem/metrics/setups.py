@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from pixelsem.metrics.success import sort_regions
@@ -42,6 +43,7 @@ class Setup:
 
     :ivar network: the model's name.
     :ivar attack: the attack's name, e.g. ``de``.
+    :ivar weights: the name of the file that its weights were read from, None where none was named.
     :ivar options: what the search was asked, by option.
     :ivar variant: how it differs from other setups that look alike ("population=100"), else empty.
     :ivar stages: the names of its stages.
@@ -53,6 +55,7 @@ class Setup:
     options: dict[str, Any]
     region_options: dict[str, Any] | None
     seed: int | None
+    weights: str | None = None
     variant: str = ""
     stages: list[str] = field(default_factory=list)
     by_key: dict[tuple[str, ...], AttackRecord] = field(default_factory=dict)
@@ -139,6 +142,7 @@ def _setup_of(info: StageInfo) -> Setup:
     model = info.model or {}
     options = {name: value for name, value in info.options.items() if name not in _NOT_THE_SEARCH}
     whole = info.options.get("region") == "original"
+    weights = info.options.get("weights")
     return Setup(
         network=str(model.get("name", "unknown")),
         # A group's default command goes without its name.
@@ -147,6 +151,7 @@ def _setup_of(info: StageInfo) -> Setup:
         options=options,
         region_options=None if whole else {name: info.options.get(name) for name in _OF_THE_REGION},
         seed=info.seed,
+        weights=None if weights is None else PurePath(str(weights)).name,
     )
 
 
@@ -182,8 +187,9 @@ def _looks(setup: Setup) -> tuple[Any, ...]:
 
 
 def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
-    mine = _flat(setup)
-    others = [_flat(other) for other in alike]
+    by_file = _files_tell(alike)
+    mine = _flat(setup, by_file)
+    others = [_flat(other, by_file) for other in alike]
     names = sorted({name for other in others for name in other})
     return [
         f"{name}={_short(mine.get(name))}"
@@ -195,8 +201,17 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
     ]
 
 
-def _flat(setup: Setup) -> dict[str, Any]:
+def _files_tell(setups: Sequence[Setup]) -> bool:
+    """Do the names of their weights' files tell networks apart as well as digests do?"""
+    models = {(setup.model.get("digest"), setup.weights) for setup in setups}
+    return len(models) == len({digest for digest, _ in models}) == len({weights for _, weights in models})
+
+
+def _flat(setup: Setup, by_file: bool) -> dict[str, Any]:
     own = {f"model {name}": value for name, value in setup.model.items() if name != "name"}
+    if by_file:
+        own = {name: value for name, value in own.items() if name != "model digest"}
+        own["weights"] = setup.weights or "default"
     return own | setup.options | (setup.region_options or {}) | {"seed": setup.seed}
 
 
