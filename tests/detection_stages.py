@@ -31,13 +31,20 @@ def make_stage(
     path: Path, count: int = 24, *, strength: int = 6, failures: int = 0, region: str = "original", first: int = 0,
     **options: object,
 ) -> Path:  # fmt: skip
-    """Write an attack stage of ``count`` successes (the image of seed ``first`` and on) and some failures."""
-    kept = {f"cat/{number}.png": number < count for number in range(count + failures)}
-    records = [record(name, region, to="dog" if hit else None, height=SIZE, width=SIZE) for name, hit in kept.items()]
+    """Write an attack stage of ``count`` successes (the image of seed ``first`` and on) and some failures.
+
+    The images of the failures are kept, but for that of the last one where there are several.
+    """
+    records = []
+    for number in range(count + failures):
+        name, hit = f"cat/{number}.png", number < count
+        lost = hit or 0 < number - count == failures - 1
+        attempt = None if lost else f"attempts/{region}/{name}"
+        records.append(record(name, region, to="dog" if hit else None, height=SIZE, width=SIZE, attempt=attempt))
     write_stage(path, info(region, **options), *records)
     for number, one in enumerate(records):
         clean = smooth_image(first + number)
         write_image(path / one.clean, clean)
-        if one.adversarial is not None:
-            write_image(path / one.adversarial, noisy(clean, number, strength))
+        for made in filter(None, (one.adversarial, one.attempt)):
+            write_image(path / made, noisy(clean, number, strength))
     return path

@@ -126,6 +126,36 @@ def test_a_finished_training_is_not_done_again_and_an_interrupted_scoring_goes_o
     assert manifest.read_text() == whole
 
 
+def test_failures_are_trained_on_where_they_are_wanted(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 10, failures=5)
+    assert train(call, stage, "-o", "hits")["counts"]["adversarial"] == 10
+    assert train(call, stage, "-o", "all", "--attempts")["counts"]["adversarial"] == 14
+    done = call("evaluate", "detection", "hits", "all", "-o", "out", "--format", "none")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("images that did not fool the model") == 1
+    assert "all: with images that did not fool the model" in done.stderr
+
+
+def test_some_of_the_images_are_enough(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 20)
+    assert train(call, stage, "-o", "some", "--sample", 10)["counts"]["images"] == 20
+    assert train(call, stage, "-o", "all")["counts"]["images"] == 40
+
+
+def test_scores_of_an_earlier_training_are_replaced(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 16)
+    train(call, stage, "-o", "trained")
+    manifest, file = tmp_path / "trained" / "manifest.jsonl", tmp_path / "trained" / "detector.safetensors"
+    whole = manifest.read_text()
+    lines = [json.loads(line) | {"score": 0.125} for line in whole.splitlines()]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[:20]))
+    file.unlink()
+    train(call, stage, "-o", "trained")
+    assert [json.loads(line) for line in manifest.read_text().splitlines()] == [
+        json.loads(line) for line in whole.splitlines()
+    ]
+
+
 def test_a_region_is_trained_on_alone(call, tmp_path):
     stage = make_stage(tmp_path / "stage", 12, region="foreground")
     summary = train(call, stage, "-o", "trained", "--region", "foreground")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelsem.defenses import features as features_module
-from pixelsem.defenses.detecting import Measured, Scorer, held_out, measure, open_samples, train_detector
+from pixelsem.defenses.detecting import Measured, Scorer, draw, held_out, measure, open_samples, train_detector
 from pixelsem.defenses.features import Extractor, FeatureType
 from pixelsem.defenses.rich_models import rich_model
 from pixelsem.defenses.settings_detection import EnsembleSettings, FeatureSettings
@@ -138,6 +138,30 @@ def test_samples_of_an_attack_are_pairs_of_its_successes(tmp_path: Path) -> None
     ]
     assert samples[0].path == tmp_path / "stage" / "clean" / "cat" / "0.png"
     assert samples[3].path == tmp_path / "stage" / "images" / "original" / "cat" / "0.png"
+
+
+def test_failures_are_samples_where_they_are_wanted_and_were_kept(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path / "stage", 2, failures=3)
+    samples = open_samples(stage, attempts=True).items
+    assert [sample.image for sample in samples] == [
+        *(f"clean/cat/{n}.png" for n in range(4)),
+        *(f"images/original/cat/{n}.png" for n in range(2)),
+        *(f"attempts/original/cat/{n}.png" for n in (2, 3)),
+    ]
+    assert [sample.kind for sample in samples] == ["clean"] * 4 + ["adversarial"] * 4
+    assert len(open_samples(make_stage(tmp_path / "none", 0, failures=2), attempts=True).items) == 2
+
+
+def test_some_of_the_images_are_drawn_with_all_that_was_made_of_them(tmp_path: Path) -> None:
+    some, more = (open_samples(make_stage(tmp_path / str(count), count)) for count in (20, 40))
+    first = {sample.id for sample in draw(some, 8, 0).items}
+    assert len(first) == 8
+    assert sorted(sample.id for sample in draw(some, 8, 0).items) == sorted([*first, *first])  # clean and adversarial
+    assert first != {sample.id for sample in draw(some, 8, 1).items}
+    # An attack that succeeded on more images draws the same where these are not among them.
+    wider = {sample.id for sample in draw(more, 16, 0).items}
+    assert wider & {sample.id for sample in some.items} <= {sample.id for sample in draw(some, 16, 0).items}
+    assert draw(some, 30, 0) == some
 
 
 def test_samples_of_a_folder_are_unknown(tmp_path: Path) -> None:

@@ -74,22 +74,19 @@ def detect_train(
     """Train a detector on an attack's clean and adversarial images, and test it on those held out.
 
     Steganalysis features and an ensemble of Fisher linear discriminants (Liu et al. 2019, Kodovský et al. 2012), the
-    threshold at equal priors. Takes the images that the attack changed successfully; a clean image and all that was
+    threshold at equal priors. Takes the images that fooled the model (--attempts: all); a clean image and all that was
     made of it are on one side of the split. `pixelsem evaluate detection` makes the table.
     """
-    from pixelsem.defenses.detecting import open_samples, train_detector
-    from pixelsem.defenses.detector import DETECTOR_FILE, load_detector, save_detector
+    from pixelsem.defenses.detector import DETECTOR_FILE, load_detector
     from pixelsem.metrics.setups import search_identity
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
-    samples = open_samples(_one(resolve_inputs(stage, output.run, ("attack",), note=console.note)), split.region)
-    attack = samples.attack
-    if attack is None:
-        raise PixelsemError(f"{samples.root}: is no attack stage; a detector learns from clean and adversarial images")
-    type = _feature_type(features)
+    given = _one(resolve_inputs(stage, output.run, ("attack",), note=console.note))
+    samples, attack = _pairs_of(given, split, ensemble.seed)
     about = _trained_on(attack), search_identity(attack.info)
-    extractor = _extractor(type, compute)
+    extractor = _extractor(_feature_type(features), compute)
+    type = extractor.type
     made = open_output(
         context,
         f"detector-{type.kind}-{_short(attack)}",
@@ -113,24 +110,52 @@ def detect_train(
     if _is_done(made, file):
         console.note("trained before")
     else:
-        with console.progress(f"measure {type.kind}", len(samples.items)) as bar:
-            measured = _measure_all(samples, extractor, bar.update)
-        failures = measured.failures
-        with console.progress("train", 1) as bar:
-            detector, records = train_detector(
-                measured, extractor, ensemble, split.test_share, about,
-                lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
-            )  # fmt: skip
-        save_detector(detector, file)
-        known = made.keys()
-        made.append(*(record for record in records if record.key not in known))
-        close_output(made, _counts(records, failures), started)
+        failures = _train(console, made, samples, extractor, ensemble, split, about)
+        close_output(made, _counts(detection_records(made), failures), started)
     records = detection_records(made)
     _tell_training(console, load_detector(file), records)
     console.note(f"use it with: pixelsem defend detect score … --detector {file}")
     summary = {"counts": made.info.counts, "detector": str(file), "failures": failures, **_summary(records)}
     console.result(made.path, summary)
     exit_with(console, failures)
+
+
+def _pairs_of(path: Path, split: SplitSettings, seed: int) -> tuple[Samples, Stage]:
+    """Return what is trained on, and the attack that made it; raises :class:`PixelsemError` for other images."""
+    from pixelsem.defenses.detecting import draw, open_samples
+
+    samples = open_samples(path, split.region, split.attempts)
+    if samples.attack is None:
+        raise PixelsemError(f"{samples.root}: is no attack stage; a detector learns from clean and adversarial images")
+    return samples if split.sample is None else draw(samples, split.sample, seed), samples.attack
+
+
+def _train(
+    console: Console,
+    made: Stage,
+    samples: Samples,
+    extractor: Extractor,
+    ensemble: EnsembleSettings,
+    split: SplitSettings,
+    about: tuple[str, str],
+) -> dict[str, str]:
+    """Measure the samples and train on them; write the detector and the records. Return, by image, what failed."""
+    from pixelsem.defenses.detecting import train_detector
+    from pixelsem.defenses.detector import DETECTOR_FILE, save_detector
+
+    with console.progress(f"measure {extractor.type.kind}", len(samples.items)) as bar:
+        measured = _measure_all(samples, extractor, bar.update)
+    with console.progress("train", 1) as bar:
+        detector, records = train_detector(
+            measured, extractor, ensemble, split.test_share, about,
+            lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
+        )  # fmt: skip
+    save_detector(detector, made.path / DETECTOR_FILE)
+    # Those of an earlier training, which could not read all, are of another detector.
+    held = {record.key: record for record in detection_records(made)}
+    made.replace([(held[record.key], record) for record in records if held.get(record.key, record) != record])
+    made.append(*(record for record in records if record.key not in held))
+    return measured.failures
 
 
 def detect_score(

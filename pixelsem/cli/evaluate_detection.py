@@ -84,6 +84,8 @@ class _Work:
                 self.notes.append(f"{path}: given twice; counted once")
             else:
                 self.stages[str(path)] = stage
+                if stage.info.options.get("attempts"):
+                    self.notes.append(f"{path}: with images that did not fool the model")
         self._attacks = {name: _attack_of(stage) for name, stage in self.stages.items()}
         infos = {info.identity: info for info in self._attacks.values() if info is not None}
         setups = name_attacks(list(infos.values()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from pixelsem.defenses.settings_detection import EnsembleSettings
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.images import iter_chunks, pixel_digest, read_image
 from pixelsem.records import AttackRecord, DetectionRecord
-from pixelsem.sources import open_images
+from pixelsem.sources import ImageItem, open_images, select
 from pixelsem.stage import STAGE_FILE, Stage
 
 #: Images that are read and measured at once.
@@ -63,17 +63,18 @@ class Samples:
     attack: Stage | None = None
 
 
-def open_samples(path: Path, region: str | None = None) -> Samples:
+def open_samples(path: Path, region: str | None = None, attempts: bool = False) -> Samples:
     """Find the images that ``path`` stands for.
 
-    Of an attack stage: every adversarial image (of one ``region``, if named) and once the clean image of each; images
-    without a success are not among them. Of anything else, those of :func:`pixelsem.sources.open_images`, as
-    ``unknown``. Raises :class:`PixelsemError` where there is none, or a region is named of no attack.
+    Of an attack stage: every adversarial image (of one ``region``, if named) and once the clean image of each; with
+    ``attempts`` what failed counts as adversarial too, where it was kept. Of anything else, those of
+    :func:`pixelsem.sources.open_images`, as ``unknown``. Raises :class:`PixelsemError` where there is none, or a
+    region is named of no attack.
     """
     if (path / STAGE_FILE).is_file():
         stage = Stage.open(path)
         if stage.info.kind == "attack":
-            return Samples(path, _of_attack(stage, region), stage)
+            return Samples(path, _of_attack(stage, region, attempts), stage)
     if region is not None:
         raise PixelsemError(f"{path}: is no attack stage, so it has no --region")
     source = open_images(path)
@@ -81,22 +82,32 @@ def open_samples(path: Path, region: str | None = None) -> Samples:
     return Samples(source.root, items)
 
 
-def _of_attack(stage: Stage, region: str | None) -> list[Sample]:
-    found = [record for record in stage.attack_records() if record.adversarial is not None]
-    regions = sorted({record.region for record in found})
+def _of_attack(stage: Stage, region: str | None, attempts: bool) -> list[Sample]:
+    made = [(record, record.adversarial or (record.attempt if attempts else None)) for record in stage.attack_records()]
+    found = [(record, name) for record, name in made if name is not None]
+    regions = sorted({record.region for record, _ in found})
     if region is not None:
-        found = [record for record in found if record.region == region]
+        found = [(record, name) for record, name in found if record.region == region]
     if not found:
         where = f" of region {region!r} (it has {', '.join(regions)})" if region is not None and regions else ""
         raise PixelsemError(f"{stage.path}: holds no adversarial images{where}")
-    clean = {record.id: Sample(record.id, record.clean, stage.resolve(record.clean), "clean") for record in found}
-    return [*clean.values(), *(_adversarial(stage, record) for record in found)]
+    clean = {record.id: Sample(record.id, record.clean, stage.resolve(record.clean), "clean") for record, _ in found}
+    return [*clean.values(), *(_adversarial(stage, record, name) for record, name in found)]
 
 
-def _adversarial(stage: Stage, record: AttackRecord) -> Sample:
-    name = record.adversarial or ""
+def _adversarial(stage: Stage, record: AttackRecord, name: str) -> Sample:
     path = stage.resolve(name)
     return Sample(record.id, name, path, "adversarial", record.region, record.target, record.repeat)
+
+
+def draw(samples: Samples, count: int, seed: int) -> Samples:
+    """Return ``count`` of an attack's images (all, if it has fewer), drawn by ``seed``, with what was made of them.
+
+    An image's draw depends on its id and the seed alone, so that several attacks on the same images get the same.
+    """
+    clean = [ImageItem(sample.id, sample.path, None) for sample in samples.items if sample.kind == "clean"]
+    drawn = {item.id for item in select(clean, sample=count, seed=seed)}
+    return replace(samples, items=[sample for sample in samples.items if sample.id in drawn])
 
 
 @dataclass

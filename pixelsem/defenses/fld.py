@@ -139,7 +139,7 @@ Progress = Callable[[int, int, float], None]
 def train_ensemble(pairs: Pairs, settings: EnsembleSettings, progress: Progress = lambda *_: None) -> Ensemble:
     """Train an ensemble; equal pairs, in whatever order the groups are numbered alike, and seed give equal ensembles.
 
-    Features are scaled to unit variance within; the ensemble returned takes them as they are. Raises
+    Features are scaled to unit variance of both classes together; the ensemble returned takes them as they are. Raises
     :class:`ValueError` for fewer than :data:`FEWEST_IMAGES` images, features that are not finite, or none that varies.
     """
     return _Trainer(pairs, settings, progress).train()

@@ -98,8 +98,8 @@ class TrainSettings(Settings):
     def resolved(self, height: int, width: int) -> TrainSettings:
         """Return these settings for images of this size, every option of the method with a value.
 
-        ε is 8 of 255, or 2 for more than 64×64 pixels (qian2021 §IV-F); α is 1.25 ε for ``fast`` (Wong et al. 2020,
-        §5) and ε/4 for ``pgd``, which for ε = 8 is the 2 of qian2021 §IV-F.
+        ε is 8 of 255, or 2 for more than 64×64 pixels, which qian2021 §IV-F says of ``fast`` alone; α is 1.25 ε for
+        ``fast`` (Wong et al. 2020, §5) and ε/4 for ``pgd``, which for ε = 8 is the 2 of qian2021 §IV-F.
         """
         values = {name: self._value(name) for name in _OWN[self.method]}
         if values["robust_sample"] == 0:

@@ -67,6 +67,14 @@ class SplitSettings(Settings):
     """Which pairs of an attack are trained on."""
 
     region: str | None = option(None, "Take the attack's images of this region alone (default: of all it has).")
+    attempts: bool = option(
+        False, "Take also the images that did not fool the model, where the attack kept them: what it changed is there "
+        "all the same.", flag="--attempts",
+    )  # fmt: skip
+    sample: int | None = option(
+        None, "Take N of the images, drawn by --seed, each with all that was made of it (default: all).", low=2,
+        metavar="N",
+    )  # fmt: skip
     test_share: float = option(
         0.5, "Share of the images held out for the test; a clean image and all that was made of it stay together.",
         low=0.05, high=0.95,
