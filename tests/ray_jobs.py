@@ -20,12 +20,15 @@ class Doubling:
     """Gives back, for each image, its number doubled and the process; images named in ``deadly`` end that.
 
     ``log`` is a folder: every image leaves a file there when it is begun. An image in ``once`` is deadly only as long
-    as it has left none. Where ``refuses`` is set, the work cannot be set up.
+    as it has left none. Images named in ``broken`` raise an error, those in ``wrong`` one that nothing helps against.
+    Where ``refuses`` is set, the work cannot be set up.
     """
 
     log: Path
     deadly: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     refuses: str = ""
     dies_at_start: bool = False
     parts: int = 1
@@ -45,6 +48,10 @@ class Doubling:
             begun.touch()
             if item.id in self.deadly or (item.id in self.once and not known):
                 os._exit(7)
+            if item.id in self.broken:
+                raise ValueError("so it is")
+            if item.id in self.wrong:
+                raise PixelsemError("the model gives no numbers")
             for part in range(self.parts):
                 key = (item.id, str(part))
                 if key not in done:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pixelsem.attacks.base import Outcome, Progress, Searches
 from pixelsem.attacks.de import differential_evolution
 from pixelsem.attacks.settings import DESettings, GoalOptions, RegionOptions
-from pixelsem.engine import attacking
+from pixelsem.engine import attacking, scoring
 from pixelsem.engine.attacking import AttackRun, Tally, changed_pixels
 from pixelsem.engine.regions import RegionMaker
 from pixelsem.engine.searching import AttackPlan, Searcher
@@ -240,7 +240,7 @@ def test_what_is_written_decides_not_what_was_found(
         relative = path.relative_to(tmp_path / "out").parts
         write_image(path, open_png(photos.joinpath(*relative[2:])) if relative[0] == "images" else pixels)
 
-    monkeypatch.setattr(attacking, "write_image", forget)
+    monkeypatch.setattr(scoring, "write_image", forget)
     with pytest.raises(OutputError, match=r"images/.*\.png: reads back as other pixels"):
         run(tmp_path / "out", photos)
     assert not any(record.success for record in records(tmp_path / "out").values())

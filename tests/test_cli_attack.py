@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from pixelsem.attacks.registry import ATTACKS
 from pixelsem.cli import attack as command
+from pixelsem.cli import attack_run
 from pixelsem.cli.app import app
 from pixelsem.engine import attacking
 from pixelsem.errors import PixelsemError
@@ -693,7 +694,7 @@ def test_an_attack_without_a_targeted_form_says_so_before_any_work(
     photos: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[str]
 ) -> None:
     info = dataclasses.replace(ATTACKS["de"], targeted=False)
-    monkeypatch.setattr(command, "load", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(attack_run, "load", lambda options: pytest.fail("the model was loaded"))
     app = typer.Typer()
     app.command("de")(command._command(info))
     app.command("other")(lambda: None)

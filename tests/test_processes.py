@@ -10,56 +10,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
+from worker_runs import IMAGES, call, command, go_on, make_run, poison, records, same, start
 
 from pixelsem.attacks.base import Outcome
 from pixelsem.attacks.settings import DESettings, EvaluatorOptions, GoalOptions, RegionOptions
+from pixelsem.cli.app import app
 from pixelsem.engine.attacking import AttackRun, Tally
 from pixelsem.engine.groups import TRIES, Group, group_items
 from pixelsem.engine.processes import ProcessEngine
 from pixelsem.engine.searching import AttackJob, CleanImage, Scored, Searched, Task, light
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import pick_devices
-from pixelsem.images import write_image
 from pixelsem.models.options import load
 from pixelsem.models.settings import ModelOptions
-from pixelsem.records import AttackRecord
 from pixelsem.sources import ImageItem, open_images
-from pixelsem.stage import Stage, StageInfo, open_stage
-
-#: Which colour is the brightest? Exact arithmetic. An image with a pure blue pixel ends the process that sees it.
-MODEL = """
-import os, time
-import torch
-from torch import nn
-from pixelsem.models import Classifier, Preprocessing
-
-
-class Brightest(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.sharpness = nn.Parameter(torch.tensor(20.0))
-
-    def forward(self, x):
-        time.sleep(float(os.environ.get("SLOW", "0")))
-        if os.environ.get("POISON") and (x == torch.tensor([0.0, 0.0, 1.0])[:, None, None]).all(1).any():
-            os._exit(9)
-        return x.amax((2, 3)) * self.sharpness
-
-
-def make():
-    if os.environ.get("PARENT", str(os.getpid())) != str(os.getpid()):
-        raise RuntimeError("no room here")
-    names = ("red", "green", "blue")
-    return Classifier(Brightest(), name="brightest", class_names=names, preprocessing=Preprocessing((12, 12), 12))
-"""
-
-IMAGES = 12
-SMALL = DESettings(population=16, generations=4)
+from pixelsem.stage import Stage, StageInfo
 
 
 def items(count: int) -> list[ImageItem]:
@@ -85,22 +55,35 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(("count", "most", "workers"), [(0, 8, 2), (1, 8, 2), (20, 64, 2), (100, 8, 3), (7, 1, 4)])
 def test_groups_hold_every_image_once_in_order_and_leave_no_worker_alone(count: int, most: int, workers: int) -> None:
     done = {("3.png", "original", "", "0"), ("3.png", "background", "", "0"), ("99.png", "original", "", "0")}
-    groups = list(group_items(items(count), done, most, workers))
+    groups = list(group_items(items(count), done, 3, most, workers))
     assert [item for group in groups for item in group.items] == items(count)
     assert all(1 <= len(group.items) <= most for group in groups)
     assert len(groups) >= min(count, 2 * workers)
     for group in groups:
+        assert group.searches == 3
         assert group.done == {key for key in done if key[0] in {item.id for item in group.items}}
 
 
 def test_a_group_whose_workers_die_is_divided_then_given_up() -> None:
-    group = Group(items(3), {("1.png", "original", "", "0")})
-    assert group.again() == [group]
-    single = group.again()
+    group = Group(items(3), 2, {("1.png", "original", "", "0")})
+    assert group.after_death("first") == ([group], [])
+    single, lost = group.after_death("second")
+    assert lost == []
     assert [each.items for each in single] == [[item] for item in items(3)]
     assert [len(each.done) for each in single] == [0, 1, 0]
-    assert single[1].again() == []
-    assert single[1].deaths == TRIES
+    again, lost = single[1].after_death("third")
+    assert again == []
+    assert [(each.id, each.problem) for each in lost] == [
+        ("1.png", f"1.png: {TRIES} workers died on it, the last one third")
+    ]
+
+
+def test_what_was_done_before_a_worker_died_is_neither_done_again_nor_given_up() -> None:
+    group = Group(items(2), 1, {("0.png", "original", "", "0")})
+    assert group.after_death("first")[0][0].items == items(2)[1:]
+    group.done.add(("1.png", "original", "", "0"))
+    assert group.after_death("second") == ([], [])
+    assert group.after_death("third") == ([], [])
 
 
 def test_what_is_sent_is_all_that_is_written_and_little_more() -> None:
@@ -124,27 +107,21 @@ def test_what_is_sent_is_all_that_is_written_and_little_more() -> None:
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of images; the folder above holds model.py and is entered."""
     monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(MODEL)
-    for number in range(IMAGES):
-        pixels = np.random.default_rng(number).integers(0, 240, (12, 12, 3), np.uint8)
-        pixels[5, 5, 0] = 240 + number
-        write_image(tmp_path / f"photos/{number}.png", pixels)
-    return tmp_path / "photos"
+    return make_run(tmp_path)
 
 
-def job(in_flight: int = 2) -> AttackJob:
-    model = ModelOptions(model="model.py:make")
+def job() -> AttackJob:
+    model, settings = ModelOptions(model="model.py:make"), DESettings(population=16, generations=4)
     return AttackJob(
-        "de", SMALL, RegionOptions(), GoalOptions(labels="predicted"), model,
-        EvaluatorOptions(device="cpu", evaluator="dense", batch_size=16, in_flight=in_flight), None, 0,
-        load(model).digest,
+        "de", settings, RegionOptions(), GoalOptions(labels="predicted"), model,
+        EvaluatorOptions(device="cpu", evaluator="dense", batch_size=16, in_flight=2), None, 0, load(model).digest,
     )  # fmt: skip
 
 
-def attack(stage: str, photos: Path, watch: Callable[[ProcessEngine, Tally], None], devices: str = "cpu,cpu") -> Tally:
-    """Attack ``photos`` in processes; ``watch`` is called after every change."""
+def attack(stage: str, photos: Path, watch: Callable[[ProcessEngine, Tally], None]) -> Tally:
+    """Attack ``photos`` in two processes; ``watch`` is called after every change."""
     made = Stage.create(Path(stage), StageInfo("attack", "attack de", "0" * 64, {}, {}))
-    engine = ProcessEngine(job(), ("red", "green", "blue"), devices.split(","))
+    engine = ProcessEngine(job(), ("red", "green", "blue"), ["cpu", "cpu"])
     run = AttackRun(engine.plan, engine, made, open_images(photos).items)
     tally = run.run(lambda tally: watch(engine, tally))
     assert engine.pids == [], "the workers ended with the run"
@@ -156,22 +133,7 @@ def alone(stage: str, photos: Path) -> None:
     searcher = job().open()
     made = Stage.create(Path(stage), StageInfo("attack", "attack de", "0" * 64, {}, {}))
     AttackRun(searcher.plan, searcher, made, open_images(photos).items).run()
-
-
-def records(stage: str | Path) -> dict[tuple[str, ...], AttackRecord]:
-    found = list(open_stage(Path(stage)).attack_records())
-    assert len(found) == len({record.key for record in found}), "no search is there twice"
-    return {record.key: record for record in found}
-
-
-def files(stage: str | Path) -> dict[str, bytes]:
-    found = (path for path in Path(stage).rglob("*") if path.suffix in (".png", ".npz"))
-    return {path.relative_to(stage).as_posix(): path.read_bytes() for path in found}
-
-
-def same(one: str | Path, other: str | Path) -> bool:
-    assert len(records(one)) == IMAGES
-    return records(one) == records(other) and files(one) == files(other)
+    assert len(records(stage)) == IMAGES
 
 
 @pytest.mark.slow
@@ -207,27 +169,6 @@ def test_a_killed_process_changes_nothing(photos: Path, when: int) -> None:
     assert same("two", "one")
 
 
-def poison(photos: Path, number: int) -> None:
-    pixels = np.random.default_rng(number).integers(0, 240, (12, 12, 3), np.uint8)
-    pixels[0, 0] = (0, 0, 255)
-    write_image(photos / f"{number}.png", pixels)
-
-
-def command(*arguments: str) -> list[str]:
-    words = ["attack", "de", "photos", "-m", "model.py:make", "--labels", "predicted", "--in-flight", "2"]
-    budget = ["--population", "16", "--generations", "4", "--evaluator", "dense", "--batch-size", "16"]
-    return [sys.executable, "-m", "pixelsem", *words, *budget, *arguments]
-
-
-def call(*arguments: str, code: int = 0, **environment: str) -> Any:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=400, env={**os.environ, **environment}
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
 @pytest.mark.slow
 def test_an_image_that_kills_its_process_is_reported_and_the_rest_is_done(photos: Path) -> None:
     call("--device", "cpu", "-o", "one")
@@ -235,17 +176,29 @@ def test_an_image_that_kills_its_process_is_reported_and_the_rest_is_done(photos
     # The parent process scores no image, so that it outlives this one.
     said = call("--device", "cpu,cpu", "-o", "two", "--quiet", code=1, POISON="1").stderr.splitlines()
     assert f"4.png: {TRIES} workers died on it" in said[-1]
+    assert said[-1].endswith("ended with exit code 9")
     assert all("a worker died" in line for line in said[:-1])
     expected = {key: record for key, record in records("one").items() if record.id != "4.png"}
     assert records("two") == expected
 
 
 @pytest.mark.slow
-def test_the_devices_are_no_part_of_the_run(photos: Path) -> None:
+def test_the_devices_are_no_part_of_the_run_and_where_all_is_done_no_process_is_started(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = call("--device", "cpu").stdout
-    again = call("--device", "cpu,cpu", "--json").stdout
-    assert f'"stage": "{first.strip()}"' in again
-    assert f'"resumed": {IMAGES}' in again
+    monkeypatch.setattr(ProcessEngine, "_start", lambda *_: pytest.fail("a process was started"))
+    again = CliRunner().invoke(app, command("--device", "cpu,cpu", "--json")[3:], prog_name="pixelsem")
+    assert again.exit_code == 0, again.output
+    assert f'"stage": "{first.strip()}"' in again.stdout
+    assert f'"resumed": {IMAGES}' in again.stdout
+    assert f"{IMAGES} searches, {IMAGES} of them done before, at most 0 queries" in again.stderr
+
+
+@pytest.mark.slow
+def test_that_auto_is_measured_is_said_once(photos: Path) -> None:
+    said = call("--device", "cpu,cpu", "--evaluator", "auto", "--pixels", "2").stderr
+    assert said.count("measuring how this model is scored fastest") == 1
 
 
 @pytest.mark.slow
@@ -255,7 +208,7 @@ def test_a_model_that_no_process_can_load_is_one_line(photos: Path) -> None:
     arguments = command("--device", "cpu,cpu", "-o", "two", "--quiet")[3:]
     done = subprocess.run([sys.executable, "-c", words, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "no room here" in done.stderr
 
 
@@ -275,20 +228,15 @@ def nobody_is_left(group: int) -> bool:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_all_processes_and_keep_what_is_done(photos: Path, number: signal.Signals, code: int) -> None:
     call("--device", "cpu", "-o", "one")
-    environment = {**os.environ, "SLOW": "0.05"}
-    process = subprocess.Popen(
-        command("--device", "cpu,cpu", "-o", "two"), env=environment, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    manifest, deadline = Path("two/manifest.jsonl"), time.monotonic() + 300
-    while not (manifest.exists() and manifest.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start("--device", "cpu,cpu", stage="two")
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == code, said
     assert "what is done stays done" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert nobody_is_left(process.pid)
     assert 0 < len(records("two")) < IMAGES
+    assert records("two").items() <= records("one").items()
+    go_on()
     call("--device", "cpu,cpu", "-o", "two")
     assert same("two", "one")

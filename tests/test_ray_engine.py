@@ -5,101 +5,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
+from worker_runs import IMAGES, call, command, go_on, make_run, poison, records, same, start
 
 from pixelsem.cli.app import app
 from pixelsem.engine import ray_pool
 from pixelsem.errors import PixelsemError
-from pixelsem.images import write_image
-from pixelsem.records import AttackRecord
-from pixelsem.stage import open_stage
 
-#: Which colour is the brightest? Exact arithmetic. An image with a pure blue pixel ends the process that sees it.
-MODEL = """
-import os, time
-import torch
-from torch import nn
-from pixelsem.models import Classifier, Preprocessing
-
-
-class Brightest(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.sharpness = nn.Parameter(torch.tensor(20.0))
-
-    def forward(self, x):
-        time.sleep(float(os.environ.get("SLOW", "0")))
-        if os.environ.get("POISON") and (x == torch.tensor([0.0, 0.0, 1.0])[:, None, None]).all(1).any():
-            os._exit(9)
-        return x.amax((2, 3)) * self.sharpness
-
-
-def make():
-    names = ("red", "green", "blue")
-    return Classifier(Brightest(), name="brightest", class_names=names, preprocessing=Preprocessing((12, 12), 12))
-"""
-
-QUICK = ["-m", "model.py:make", "--population", "16", "--generations", "4", "--labels", "predicted", "--in-flight", "2"]
 RAY = ["--engine", "ray", "--address", "local"]
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder of ten images; the folder above holds model.py and is entered."""
+    """Return a folder of images; the folder above holds model.py and is entered."""
     monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(MODEL)
-    for number in range(10):
-        pixels = np.random.default_rng(number).integers(0, 240, (12, 12, 3), np.uint8)
-        pixels[5, 5, 0] = 250
-        write_image(tmp_path / f"photos/{number}.png", pixels)
-    return tmp_path / "photos"
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pixelsem", "attack", "de", "photos", *QUICK, *map(str, arguments)]
-
-
-def run(*arguments: str | Path, code: int = 0, **environment: str) -> Any:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def records(stage: str | Path) -> dict[tuple[str, ...], AttackRecord]:
-    return {record.key: record for record in open_stage(stage).attack_records()}
-
-
-def lines(stage: str | Path) -> list[str]:
-    return sorted((Path(stage) / "manifest.jsonl").read_text().splitlines())
-
-
-def files(stage: str | Path) -> dict[str, bytes]:
-    found = (path for path in Path(stage).rglob("*") if path.suffix in (".png", ".npz"))
-    return {path.relative_to(stage).as_posix(): path.read_bytes() for path in found}
-
-
-def same(stage: str, reference: str) -> bool:
-    return lines(stage) == lines(reference) and files(stage) == files(reference)
-
-
-def wait_for(stage: str, count: int) -> None:
-    manifest = Path(stage) / "manifest.jsonl"
-    deadline = time.monotonic() + 200
-    while not manifest.exists() or len(manifest.read_text().splitlines()) < count:
-        assert time.monotonic() < deadline, "nothing was done"
-        time.sleep(0.1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return make_run(tmp_path)
 
 
 def workers_of(pid: int) -> list[int]:
@@ -134,9 +63,8 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def refused(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["attack", "de", "photos", *QUICK, *arguments], prog_name="pixelsem")
+    result = CliRunner().invoke(app, command(*arguments)[3:], prog_name="pixelsem")
     assert result.exit_code == 2, result.output
-    assert not Path("pixelsem-run").exists()
     return result.stderr
 
 
@@ -149,12 +77,57 @@ def test_where_ray_is_missing_one_line_says_what_to_install(photos: Path, monkey
     assert refused("--engine", "ray") == (
         "pixelsem: --engine ray needs Ray, which is not there: pip install 'pixelsem[ray]'\n"
     )
+    assert not Path("pixelsem-run").exists()
 
 
-def test_the_address_of_a_ray_client_is_refused() -> None:
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:70000"])
+def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(PixelsemError, match="give auto, local or HOST:PORT"), ray_pool.connected("ray://head:10001"):
+    with pytest.raises(PixelsemError, match="give auto, local or HOST:PORT"), ray_pool.connected(address):
         pass
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Give the port of a server that takes connections and says nothing."""
+    with socket.create_server(("", 0)) as server:
+        ended = threading.Event()
+
+        def take() -> None:
+            kept = []
+            while not ended.is_set():
+                try:
+                    kept.append(server.accept())
+                except OSError:
+                    return
+
+        threading.Thread(target=take, daemon=True).start()
+        yield server.getsockname()[1]
+        ended.set()
+
+
+@pytest.mark.parametrize("who", ["nobody", "somebody else"])
+def test_where_no_cluster_answers_one_line_says_so_soon(monkeypatch: pytest.MonkeyPatch, silent: int, who: str) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray itself tries for a minute, then ends the process"))
+    monkeypatch.setattr(ray_pool, "_ANSWER", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1] if who == 'nobody' else silent}"
+        advice = "no Ray cluster answers there; start one with `ray start --head`, or give --address local"
+        with pytest.raises(PixelsemError, match=f"^--address {address}: {advice}$"), ray_pool.connected(address):
+            pass
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PixelsemError, match=f"^RAY_ADDRESS {address}: {advice}$"), ray_pool.connected(None):
+            pass
+
+
+def test_a_cluster_that_does_not_start_is_one_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nIt happens.")
+
+    monkeypatch.setattr(pytest.importorskip("ray"), "init", slow)
+    assert refused(*RAY, "-q") == "pixelsem: --address local: The current node timed out during startup. It happens.\n"
 
 
 # With one
@@ -164,25 +137,26 @@ def test_the_address_of_a_ray_client_is_refused() -> None:
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_manifest_equals_that_of_one_process(photos: Path, workers: int) -> None:
     pytest.importorskip("ray")
-    run("-o", "reference", "--repeats", "2", "--targeted")
-    done = run("-o", "ray", "--repeats", "2", "--targeted", *RAY, "--ray-workers", str(workers))
+    call("-o", "reference", "--repeats", "2", "--targeted")
+    done = call("-o", "ray", "--repeats", "2", "--targeted", *RAY, "--ray-workers", str(workers))
     assert done.stdout == "ray\n"
     assert "ray" not in done.stderr.lower().replace("--engine ray", "")
-    assert len(records("ray")) == 40
+    assert len(records("ray")) == 4 * IMAGES
     assert same("ray", "reference")
+    diff = CliRunner().invoke(app, ["evaluate", "diff", "reference", "ray", "-q"], prog_name="pixelsem")
+    assert diff.stdout.startswith(f"identical {4 * IMAGES}, float ties 0, unexplained 0, only in a 0")
 
 
 @pytest.mark.slow
 def test_a_killed_worker_gives_the_same_stage(photos: Path, started: list[subprocess.Popen[str]]) -> None:
     pytest.importorskip("ray")
-    run("-o", "reference")
-    environment = {**os.environ, "SLOW": "0.1"}
-    arguments = command("-o", "ray", *RAY, "--ray-workers", "2")
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    call("-o", "reference")
+    process = start(*RAY, "--ray-workers", "2", stage="ray")
     started.append(process)
-    wait_for("ray", 2)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=250)
+    for pid in workers_of(process.pid):  # all of them: at least one has something to do
+        os.kill(pid, signal.SIGKILL)
+    go_on()
+    out, err = process.communicate(timeout=400)
     assert (process.returncode, out) == (0, "ray\n"), err
     assert "a worker died" in err
     assert same("ray", "reference")
@@ -194,28 +168,25 @@ def test_a_killed_command_goes_on_to_the_same_stage(
     photos: Path, started: list[subprocess.Popen[str]], number: signal.Signals, code: int
 ) -> None:
     pytest.importorskip("ray")
-    run("-o", "reference")
-    arguments = command("-o", "ray", *RAY, "--ray-workers", "2")
-    environment = {**os.environ, "SLOW": "0.1"}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    call("-o", "reference")
+    process = start(*RAY, "--ray-workers", "2", stage="ray")
     started.append(process)
-    wait_for("ray", 2)
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (code, ""), err
     assert "Traceback" not in err
-    assert 0 < len(lines("ray")) < 10
-    run("-o", "ray", *RAY, "--ray-workers", "2")
+    assert 0 < len(records("ray")) < IMAGES
+    go_on()
+    call("-o", "ray", *RAY, "--ray-workers", "2")
     assert same("ray", "reference")
 
 
 @pytest.mark.slow
 def test_an_image_that_kills_every_worker_fails_and_the_rest_is_done(photos: Path) -> None:
     pytest.importorskip("ray")
-    pixels = np.full((12, 12, 3), 40, np.uint8)
-    pixels[0, 0] = (0, 0, 255)
-    write_image(photos / "deadly.png", pixels)
-    done = run("-o", "ray", "--json", *RAY, "--ray-workers", "2", POISON="1", code=1)
-    assert {key[0] for key in records("ray")} == {f"{number}.png" for number in range(10)}
-    assert list(json.loads(done.stdout)["failures"]) == ["deadly.png"]
-    assert "deadly.png: 3 workers died on it" in done.stderr
+    call("-o", "reference")
+    poison(photos, 4)
+    done = call("-o", "ray", "--json", *RAY, "--ray-workers", "2", POISON="1", code=1)
+    assert records("ray") == {key: record for key, record in records("reference").items() if record.id != "4.png"}
+    assert list(json.loads(done.stdout)["failures"]) == ["4.png"]
+    assert "4.png: 3 workers died on it" in done.stderr

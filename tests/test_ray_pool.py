@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray_jobs import Doubling
 
-from pixelsem.engine.groups import TRIES, Group, group_items
-from pixelsem.engine.ray_pool import Lost, Pool, Share, connected, share_out, shares
+from pixelsem.engine import ray_pool
+from pixelsem.engine.groups import TRIES, Group, Lost, group_items
+from pixelsem.engine.ray_pool import Pool, Share, connected, share_out, shares
 from pixelsem.errors import PixelsemError, WorkerError
 from pixelsem.sources import ImageItem
 
@@ -96,15 +97,18 @@ class Run:
         most: int = 4,
         look: Callable[[Any], None] = lambda _: None,
         groups: Iterator[Group] | None = None,
+        cores: float | None = None,
     ) -> None:
         self.notes: list[str] = []
-        self.pool = Pool(job, Share("CPU", share_out([2], workers), workers), self.notes.append)
+        self.pool = Pool(job, Share("CPU", cores or share_out([2], workers), workers), self.notes.append)
         self.results: list[Any] = []
-        given_out = group_items(numbered(count), set(), most, workers) if groups is None else groups
-        with closing(self.pool.run(given_out, lambda: False)) as results:  # type: ignore[type-var]
+        given_out = group_items(numbered(count), set(), job.parts, most, workers) if groups is None else groups
+        deadline = time.monotonic() + 300  # a pool that hangs fails its test in place of stopping them all
+        with closing(self.pool.run(given_out, lambda: time.monotonic() > deadline)) as results:
             for result in results:
                 self.results.append(result)
                 look(result)
+        assert not self.pool.stopped
 
     @property
     def found(self) -> list[tuple[str, int, int]]:
@@ -149,7 +153,7 @@ def test_one_killed_worker_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_what_is_done_of_a_group_is_not_done_again(tmp_path: Path) -> None:
-    run = Run(Doubling(tmp_path, once=("2",)), 4, workers=1, groups=iter([Group(numbered(4))]))
+    run = Run(Doubling(tmp_path, once=("2",)), 4, workers=1, groups=iter([Group(numbered(4), 1)]))
     assert run.found == expected(range(4))
 
 
@@ -162,6 +166,44 @@ def test_an_image_that_kills_its_workers_is_lost_alone(tmp_path: Path) -> None:
     assert run.lost[0].problem.startswith(f"5.png: {TRIES} workers died on it")
     begun = Counter(path.name.partition(".")[0] for path in tmp_path.iterdir())
     assert begun["5"] == TRIES == run.pool.deaths
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_an_image_that_raises_is_lost_alone_too(tmp_path: Path) -> None:
+    run = Run(Doubling(tmp_path, broken=("5",)), 12)
+    assert run.found == expected([number for number in range(12) if number != 5])
+    assert [lost.id for lost in run.lost] == ["5"]
+    assert run.lost[0].problem.endswith("ended by ValueError: so it is")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_what_no_other_worker_could_do_either_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(PixelsemError, match=r"^the model gives no numbers$"):
+        Run(Doubling(tmp_path, wrong=("5",)), 12)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_finds_no_room_is_not_waited_for(tmp_path: Path) -> None:
+    """Two workers of two cores each, on two cores."""
+    run = Run(Doubling(tmp_path), 12, cores=2)
+    assert run.found == expected(range(12))
+    assert len({result[3] for result in run.results}) == 1
+    assert run.notes == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_where_no_worker_finds_room_that_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "_PATIENCE", 1.0)
+    notes: list[str] = []
+    pool = Pool(Doubling(tmp_path), Share("CPU", 3, 1), notes.append)
+    deadline = time.monotonic() + 5
+    assert list(pool.run(group_items(numbered(4), set(), 1, 4, 1), lambda: time.monotonic() > deadline)) == []
+    assert pool.stopped
+    assert notes == ["no worker is set up after 1 s; waiting for room on the cluster (1 × 3 CPU)"]
 
 
 @pytest.mark.slow
@@ -192,7 +234,7 @@ def test_groups_are_taken_only_by_workers_that_are_free(tmp_path: Path) -> None:
         for number in range(30):
             taken.append(number)
             most = max(most, len(taken) - len(finished))
-            yield Group(numbered(30)[number : number + 1])
+            yield Group(numbered(30)[number : number + 1], 1)
 
     run = Run(Doubling(tmp_path), 0, groups=groups(), look=lambda result: finished.add(result[0]))
     assert run.found == expected(range(30))
@@ -210,7 +252,7 @@ def test_a_worker_pauses_while_its_results_are_not_taken(tmp_path: Path) -> None
             time.sleep(2)
             begun.append(len(list(tmp_path.iterdir())))
 
-    run = Run(Doubling(tmp_path), 200, workers=1, groups=iter([Group(numbered(200))]), look=look)
+    run = Run(Doubling(tmp_path), 200, workers=1, groups=iter([Group(numbered(200), 1)]), look=look)
     assert len(run.found) == 200
     assert 1 < begun[0] <= 12
 
@@ -220,10 +262,11 @@ def test_a_worker_pauses_while_its_results_are_not_taken(tmp_path: Path) -> None
 def test_stops_when_asked_and_ends_its_workers(tmp_path: Path) -> None:
     pool = Pool(Doubling(tmp_path, seconds=0.2), Share("CPU", 1, 2))
     seen: list[Any] = []
-    with closing(pool.run(group_items(numbered(100), set(), 4, 2), lambda: len(seen) >= 5)) as results:  # type: ignore[type-var]
+    with closing(pool.run(group_items(numbered(100), set(), 1, 4, 2), lambda: len(seen) >= 5)) as results:
         for result in results:
             seen.append(result)
     assert 5 <= len(seen) < 100
+    assert pool.stopped
     for pid in {result[3] for result in seen}:
         assert _gone(pid)
 
@@ -246,3 +289,11 @@ def test_a_connection_that_is_there_is_used_and_stays() -> None:
     with connected("local") as nodes:
         assert [node["CPU"] for node in nodes] == [2]
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_answers() -> None:
+    import ray
+
+    ray_pool._check_answers(ray.get_runtime_context().gcs_address, "--address")

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pixelsem.attacks.base import Outcome, Vulnerability
 from pixelsem.engine.overlap import Behind
+from pixelsem.engine.scoring import write_scored
 from pixelsem.engine.searching import AttackPlan, Engine, Event, Failed, Scored, Searched, Skipped, Task
-from pixelsem.errors import OutputError
 from pixelsem.files import write_atomically
-from pixelsem.images import pixel_digest, read_image, write_image
+from pixelsem.images import pixel_digest, write_image
 from pixelsem.records import AttackRecord, PixelChange, Prediction, PredictionAfter
 from pixelsem.records import Outcome as OutcomeName
 from pixelsem.sources import ImageItem
@@ -62,7 +62,10 @@ class AttackRun:
         items: list[ImageItem],
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """``names`` are the files by id (default: :func:`png_names` of ``items``), for items that are only a part."""
+        """``names`` are the files by id (default: :func:`png_names` of ``items``), for items that are only a part.
+
+        Raises :class:`pixelsem.errors.StageError` where the stage's manifest cannot be read.
+        """
         self.plan = plan
         self.engine = engine
         self.names = engine.class_names
@@ -70,25 +73,27 @@ class AttackRun:
         self.items = items
         self.files = names or png_names(item.id for item in items)
         self.slugs = _slugs(self.names)
-        self.tally = Tally()
+        self._done = stage.keys()
+        per_image = Counter(key[0] for key in self._done)
+        self.tally = Tally(total=self.total(), resumed=sum(per_image[item.id] for item in items))
         self._writer = Behind(_WRITE_BEHIND)
 
     def total(self) -> int:
         """Return how many searches the whole run stands for, those that are skipped or done before included."""
         return len(self.items) * self.plan.searches_per_image(len(self.names))
 
+    def left(self) -> int:
+        """Return how many searches the manifest did not hold yet."""
+        return self.tally.total - self.tally.resumed
+
     def run(self, on_change: Callable[[Tally], None] = lambda _: None) -> Tally:
-        """Attack everything the manifest does not hold yet; return the counts.
+        """Attack everything the manifest did not hold yet; return the counts.
 
         Raises :class:`pixelsem.errors.OutputError` where the stage cannot be written: what is in the manifest
         stays valid.
         """
         self.tally.on_change = on_change
-        self.tally.total = self.total()
-        done = self.stage.keys()
-        per_image = Counter(key[0] for key in done)
-        self.tally.resumed = sum(per_image[item.id] for item in self.items)
-        events = self.engine.events(self.items, done, self._stopper(), self._queried)
+        events = self.engine.events(self.items, self._done, self._stopper(), self._queried)
         with self._writer, closing(events):  # type: ignore[type-var]
             for event in events:
                 self._take(event)
@@ -124,17 +129,10 @@ class AttackRun:
         self.tally.skipped[reason] = self.tally.skipped.get(reason, 0) + 1
 
     def _write(self, found: Searched) -> None:
-        """Write one search's files, then its record; on the writer's thread.
-
-        What was scored is what can be read back: that is looked at, pixel by pixel.
-        """
+        """Write one search's files, then its record; on the writer's thread."""
         task, outcome, scored = found.task, found.outcome, found.scored
         for name in self._image_files(task, scored).values():
-            path = self.stage.path / name
-            write_image(path, scored.pixels)
-            if not np.array_equal(read_image(path), scored.pixels):
-                path.unlink()
-                raise OutputError(f"{path}: reads back as other pixels than were written; is the disk sound?")
+            write_scored(self.stage.path / name, scored.pixels)
         self._write_history(task, outcome)
         if outcome.vulnerability is not None:
             self._write_map(task, outcome.vulnerability)

@@ -1,7 +1,4 @@
-"""Searches in processes of this machine, one per device: workers hold the model, this process writes.
-
-What a worker runs on a group of images is a :class:`pixelsem.engine.searching.Searcher`.
-"""
+"""Searches in processes of this machine, one per device: workers hold the model, this process writes."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -24,19 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pixelsem.engine.groups import Group, group_items
-from pixelsem.engine.searching import (
-    AttackJob,
-    Event,
-    Failed,
-    Key,
-    OutOfTime,
-    Searched,
-    Searcher,
-    Skipped,
-    light,
-    undone,
-)
+from pixelsem.engine.groups import Group, Key
+from pixelsem.engine.searching import AttackJob, Event, Failed, OutOfTime, Searcher, light
+from pixelsem.engine.spreading import Found, SpreadEngine
 from pixelsem.errors import PixelsemError, WorkerError
 from pixelsem.files import one_line
 from pixelsem.sources import ImageItem
@@ -48,6 +34,10 @@ _SIGN = 0.5  # seconds between two messages of a worker about its queries
 
 #: What :meth:`Searcher.measure_rate` is asked: the attack's access, pixels, searches.
 Probe = tuple[Literal["white", "black"], int, int]
+
+
+class _Measuring(NamedTuple):
+    """A worker tries which way of scoring is fastest, which takes seconds."""
 
 
 class _Opened(NamedTuple):
@@ -66,13 +56,6 @@ class _Broken(NamedTuple):
     """A worker ends by an error that nobody expected, in one line."""
 
     problem: str
-
-
-class _Found(NamedTuple):
-    """So many queries more, and what they came to, if anything yet."""
-
-    queries: int
-    event: Event | None
 
 
 class _Ended(NamedTuple):
@@ -95,15 +78,14 @@ class _Worker:
         return f"process {self.process.pid} on {self.device}"
 
 
-class ProcessEngine:
-    """Spreads searches over one process per device (see :class:`pixelsem.engine.searching.Engine`).
-
-    A search's random numbers depend on its own image, region, target and repeat alone, so that the outcomes are those
-    of one process, whatever the number of workers and the grouping; they come in another order.
+class ProcessEngine(SpreadEngine):
+    """Spreads searches over one process per device.
 
     Groups of images are handed out as workers get free, two to each at most; a worker whose results are not taken
     pauses. So what is in memory does not grow with the number of images. The images of a worker that dies go to
     another one; where they kill one after the other, they are given up, and the rest goes on.
+
+    :ivar on_measure: called once, when a worker begins to try which way of scoring is fastest, which takes seconds.
     """
 
     def __init__(
@@ -113,24 +95,19 @@ class ProcessEngine:
         devices: Sequence[str],
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``class_names`` are those of the job's model; ``note`` is told, in a line, what does not end the run.
+        """See :class:`SpreadEngine`.
 
         The processors are shared out: each of W processes computes with 1/W of the threads of this one.
         """
-        self.job, self.devices = job, list(devices)
-        self.plan = job.plan(class_names)
-        self._class_names, self._note = class_names, note
+        super().__init__(job, class_names, note)
+        self.devices = list(devices)
+        self.on_measure: Callable[[], None] = lambda: None
         self._threads = max(1, torch.get_num_threads() // len(self.devices))
         self._probe: Probe | None = None
         self._workers: list[_Worker] = []
         self._todo: deque[Group] = deque()
-        self._was_open = False
+        self._was_open = self._told_measuring = False
         self._problem = ""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classifier's classes, in the order of its logits."""
-        return self._class_names
 
     @property
     def pids(self) -> list[int]:
@@ -149,34 +126,17 @@ class ProcessEngine:
                 pass
         return sum(worker.rate or 0.0 for worker in self._workers)
 
-    def events(
-        self,
-        items: Sequence[ImageItem],
-        done: AbstractSet[Key],
-        should_stop: Callable[[], bool],
-        on_queries: Callable[[int], None],
-    ) -> Iterator[Event]:
-        """See :class:`pixelsem.engine.searching.Engine`; the workers end with it.
-
-        Raises :class:`PixelsemError` where no worker can do what is asked, :class:`WorkerError` where none is left.
-        """
-        per_image = self.plan.searches_per_image(len(self.class_names))
-        left = undone(items, done, per_image)
-        most = max(1, self.plan.in_flight // per_image)
-        self._todo = deque(group_items(left, done, most, len(self.devices)))
-        queries = 0
+    def _search(
+        self, groups: Callable[[int], Iterator[Group]], should_stop: Callable[[], bool]
+    ) -> Generator[Found, None, None]:
+        self._todo = deque(groups(len(self.devices)))
         try:
-            if left:
-                self._start_all()
+            self._start_all()
             while self._hand_out():
                 if should_stop():
-                    yield OutOfTime()
+                    yield Found(0, OutOfTime())
                     return
-                for found in self._step():
-                    queries += found.queries
-                    on_queries(queries)
-                    if found.event is not None:
-                        yield found.event
+                yield from self._step()
         finally:
             self.close()
 
@@ -215,7 +175,7 @@ class ProcessEngine:
                         _send(worker.connection, (group.items, frozenset(group.done)))
         return bool(self._todo) or any(worker.groups for worker in self._workers)
 
-    def _step(self) -> Iterator[_Found]:
+    def _step(self) -> Iterator[Found]:
         """Wait a moment for workers; yield what one message of each comes to."""
         ready = wait([worker.connection for worker in self._workers], timeout=_POLL)
         for worker in list(self._workers):
@@ -228,13 +188,17 @@ class ProcessEngine:
                 continue
             yield from self._take(worker, message)
 
-    def _take(self, worker: _Worker, message: Any) -> Iterator[_Found]:
-        if isinstance(message, _Found):
-            if isinstance(message.event, Searched | Skipped):
-                worker.groups[0].done.add(message.event.task.key)
+    def _take(self, worker: _Worker, message: Any) -> Iterator[Found]:
+        if isinstance(message, Found):
+            if message.key is not None:
+                worker.groups[0].done.add(message.key)
             yield message
         elif isinstance(message, _Ended):
             worker.groups.popleft()
+        elif isinstance(message, _Measuring):
+            if not self._told_measuring:
+                self._told_measuring = True
+                self.on_measure()
         elif isinstance(message, _Opened):
             self._was_open, worker.rate, worker.deaths = True, message.rate, -1
         elif isinstance(message, _Refused) and (worker.rate is not None or not self._was_open):
@@ -242,24 +206,21 @@ class ProcessEngine:
         else:  # broken, or a successor that could not be set up: it ends by itself
             worker.problem = message.problem
 
-    def _died(self, worker: _Worker) -> Iterator[_Found]:
+    def _died(self, worker: _Worker) -> Iterator[Found]:
         """Put another worker in the place of a dead one, and its images to the next free one."""
         self._workers.remove(worker)
         worker.connection.close()
         worker.process.join()
-        reason = worker.problem or _ending(worker.process.exitcode)
-        self._problem = f"{worker} {reason}"
+        self._problem = f"{worker} {worker.problem or _ending(worker.process.exitcode)}"
         if worker.deaths + 1 < _STARTS:
             self._start(worker.device, worker.deaths + 1)
         if worker.groups:
-            group = worker.groups.popleft()
-            again = group.again()
+            again, lost = worker.groups.popleft().after_death(self._problem)
             self._todo.extendleft([*worker.groups, *again])
             if again:
                 self._note(f"a worker died ({self._problem}); what it had not done goes to another")
-            for item in group.items if not again else []:
-                text = f"{item.path}: {group.deaths} workers died on it, the last one {self._problem}"
-                yield _Found(0, Failed(item.id, text))
+            for each in lost:
+                yield Found(0, Failed(each.id, each.problem))
         if not self._workers:
             raise WorkerError(f"--device: no worker is left ({self._problem}); what is done stays done")
 
@@ -273,11 +234,18 @@ def _ending(code: int | None) -> str:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Start processes that do not see Ctrl-C, which a terminal sends to all: this one ends them."""
+    """Start processes that do not see Ctrl-C, which a terminal sends to all: this one ends them.
+
+    SIGTERM waits meanwhile too, as a process that is half started would complain of its missing parent.
+    """
     if sys.platform == "win32":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # children inherit it
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # now, as before Python 3.13 starting it lets these signals through again
+    held = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # children inherit it
     try:
         yield
     finally:
@@ -292,14 +260,17 @@ def _send(connection: Connection, message: Any) -> None:
 def _work(connection: Connection, job: AttackJob, threads: int, probe: Probe | None) -> None:
     """Work on groups of images until there are no more: what runs in a worker's process."""
     os.dup2(2, 1)  # stdout is for data, and a model may print
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it was held for the start alone
     torch.set_num_threads(threads)
     try:
         searcher = job.open()
+        searcher.evaluator.on_measure = lambda: _send(connection, _Measuring())
         _send(connection, _Opened(searcher.measure_rate(*probe) if probe is not None else 0.0))
         inbox: SimpleQueue[tuple[list[ImageItem], frozenset[Key]]] = SimpleQueue()
         threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
         while True:
-            _search(connection, searcher, *inbox.get())
+            _search_group(connection, searcher, *inbox.get())
     except PixelsemError as error:
         _end(connection, _Refused(one_line(error)))
     except Exception as error:
@@ -321,19 +292,19 @@ def _receive(connection: Connection, inbox: SimpleQueue[Any]) -> None:
         os._exit(1)
 
 
-def _search(connection: Connection, searcher: Searcher, items: list[ImageItem], done: frozenset[Key]) -> None:
+def _search_group(connection: Connection, searcher: Searcher, items: list[ImageItem], done: frozenset[Key]) -> None:
     told, last = 0, time.monotonic()
 
     def on_queries(queries: int, event: Event | None = None) -> None:
         nonlocal told, last
         if event is None and time.monotonic() - last < _SIGN:
             return
-        _send(connection, _Found(queries - told, event))
+        _send(connection, Found(queries - told, event))
         told, last = queries, time.monotonic()
 
     start = searcher.evaluator.queries
     for event in searcher.events(items, done, on_queries=on_queries):
         on_queries(searcher.evaluator.queries - start, light(event))
     if searcher.evaluator.queries - start > told:
-        _send(connection, _Found(searcher.evaluator.queries - start - told, None))
+        _send(connection, Found(searcher.evaluator.queries - start - told))
     _send(connection, _Ended())

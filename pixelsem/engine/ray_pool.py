@@ -10,14 +10,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pixelsem.engine.groups import Group, Key
+from pixelsem.engine.groups import Group, Key, Lost
 from pixelsem.errors import PixelsemError, WorkerError
 from pixelsem.files import one_line
 from pixelsem.sources import ImageItem
@@ -29,8 +30,21 @@ Results = Iterator[tuple[Key | None, Any]]
 _STARTS = 3  # in a row that a worker may die while it is set up
 _UNREAD = 8  # results of one worker that wait to be taken; it pauses where there are more
 _POLL = 0.5  # seconds
+_PATIENCE = 30.0  # seconds without any worker that is set up, before that is said
+_ANSWER = 5.0  # seconds that a cluster has to take a connection
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2's frame of settings, with none; every server begins with one
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # RFC 9113, 3.4
 _STORE = 256 * 2**20  # bytes of shared memory of a cluster of our own; what waits in it is bounded by _UNREAD
 _DEVICES = ("auto", "cpu", "cuda")
+
+#: How Ray behaves, where its user has not said otherwise.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keeps a warning off stderr
+    # Ray kills a worker's process that has not imported everything in time, a minute, and starts another one: on a
+    # busy machine again and again.
+    "RAY_worker_register_timeout_seconds": "600",
+}
 
 
 class Work(Protocol):
@@ -45,14 +59,6 @@ class Job(Protocol):
 
     def open(self) -> Work:
         """Set up the work, in the worker; raises :class:`PixelsemError`."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """An image whose worker died again and again."""
-
-    id: str
-    problem: str
 
 
 class Share(NamedTuple):
@@ -73,7 +79,7 @@ class Share(NamedTuple):
         return max(1, int(self.amount)) if self.resource == "CPU" else 1
 
     def __str__(self) -> str:
-        return f"{self.workers} workers of {self.amount:.3g} {self.resource} each"
+        return f"{self.workers} × {self.amount:.3g} {self.resource}"
 
 
 def share_out(nodes: Sequence[float], workers: int) -> float:
@@ -175,6 +181,7 @@ class Pool:
     worker pauses when its results are not taken. So what is in memory does not grow with the number of images.
 
     :ivar deaths: how many workers died.
+    :ivar stopped: whether :meth:`run` ended early, as it was asked to.
     """
 
     def __init__(self, job: Job, share: Share, note: Callable[[str], None] = lambda _: None) -> None:
@@ -183,32 +190,36 @@ class Pool:
         self._ray = import_ray()
         self._workers: list[_Worker] = []
         self._again: deque[Group] = deque()
+        self._all_taken = False  # nothing is left in the iterator of groups
         self._failed_starts = 0
         self._was_open = False
         self._problem = ""
         self.deaths = 0
+        self.stopped = False
 
-    def run(self, groups: Iterator[Group], should_stop: Callable[[], bool]) -> Iterator[Any]:
+    def run(self, groups: Iterator[Group], should_stop: Callable[[], bool]) -> Generator[Any, None, None]:
         """Have every group worked on; yield what is found, and :class:`Lost` for images that kill their workers.
 
         Returns early when ``should_stop`` turns true. Closing the iterator ends the workers. Raises
-        :class:`PixelsemError` where no worker can be set up, :class:`WorkerError` where none is left, and what the
-        work itself raised.
+        :class:`PixelsemError` where no worker can be set up or the work itself raised it, :class:`WorkerError` where
+        no worker is left. Any other error of the work ends its worker as a crash does.
         """
+        alone_since: float | None = time.monotonic()
         try:
             for _ in range(self._share.workers):
                 self._start()
-            while not should_stop():
-                self._hand_out(groups)
+            while self._hand_out(groups):
+                if should_stop():
+                    self.stopped = True
+                    return
+                if not self._workers:
+                    raise WorkerError(f"--engine ray: no worker is left ({self._problem}); what is done stays done")
+                alone_since = self._say_where_none_is_open(alone_since)
                 waiting = [worker for worker in self._workers if worker.pending is not None]
-                if not waiting:
-                    break
                 ready, _ = self._ray.wait([worker.pending for worker in waiting], num_returns=1, timeout=_POLL)
                 for worker in waiting:
                     if any(worker.pending is each for each in ready):
                         yield from self._take(worker)
-                if not self._workers:
-                    raise WorkerError(f"--engine ray: no worker is left ({self._problem}); what is done stays done")
         finally:
             for worker in self._workers:
                 self._ray.kill(worker.handle)
@@ -219,15 +230,35 @@ class Pool:
         opening = handle.open.remote(self._job, os.getcwd(), __version__, self._share.threads)
         self._workers.append(_Worker(handle, opening))
 
-    def _hand_out(self, groups: Iterator[Group]) -> None:
+    def _hand_out(self, groups: Iterator[Group]) -> bool:
+        """Give groups to the workers that are free; is anything left to wait for?
+
+        A worker that is still being set up is not waited for where the others have done everything.
+        """
         for worker in self._workers:
-            if worker.pending is not None:
-                continue
-            worker.group = self._again.popleft() if self._again else next(groups, None)
-            if worker.group is None:
-                return
-            do = worker.handle.do.options(num_returns="streaming", _generator_backpressure_num_objects=_UNREAD)
-            worker.results = do.remote(worker.group.items, frozenset(worker.group.done))
+            if worker.pending is None and (group := self._next(groups)) is not None:
+                worker.group = group
+                do = worker.handle.do.options(num_returns="streaming", _generator_backpressure_num_objects=_UNREAD)
+                worker.results = do.remote(group.items, frozenset(group.done))
+        return bool(self._again) or not self._all_taken or any(worker.group is not None for worker in self._workers)
+
+    def _next(self, groups: Iterator[Group]) -> Group | None:
+        if self._again:
+            return self._again.popleft()
+        group = next(groups, None)
+        self._all_taken = group is None
+        return group
+
+    def _say_where_none_is_open(self, since: float | None) -> float | None:
+        """Return since when no worker is set up; said once after a while, as the cluster may be full."""
+        if any(worker.opening is None for worker in self._workers):
+            return None
+        now = time.monotonic()
+        since = now if since is None else since
+        if now - since < _PATIENCE:
+            return since
+        self._note(f"no worker is set up after {_PATIENCE:.0f} s; waiting for room on the cluster ({self._share})")
+        return float("inf")
 
     def _take(self, worker: _Worker) -> Iterator[Any]:
         """Take what a worker has ready."""
@@ -240,7 +271,10 @@ class Pool:
             worker.group = worker.results = None
             return
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            if isinstance(error.cause, PixelsemError):
+                raise error.cause from None
+            yield from self._died(worker, f"ended by {type(error.cause).__name__}: {one_line(error.cause)}")
+            return
         except self._ray.exceptions.RayError as error:
             yield from self._died(worker, _last_line(error))
             return
@@ -268,8 +302,7 @@ class Pool:
     def _died(self, worker: _Worker, problem: str) -> Iterator[Lost]:
         """Put another worker in the place of one that is dead or out of reach, and its images to the next free one."""
         self.deaths += 1
-        group = worker.group
-        if group is None:  # while it was set up
+        if worker.group is None:  # while it was set up
             self._failed_starts += 1
             if self._failed_starts >= _STARTS:
                 self._give_up(worker, f"died while it was set up: {_shortened(problem)}")
@@ -277,15 +310,13 @@ class Pool:
         self._workers.remove(worker)
         self._ray.kill(worker.handle)
         self._start()
-        if group is None:
-            return
-        again = group.again()
-        self._again.extend(again)
-        if again:
-            self._note(f"a worker died ({worker.name}); what it had not done goes to another")
-            return
-        for item in group.items:
-            yield Lost(item.id, f"{item.path}: {group.deaths} workers died on it, the last one {worker.name}")
+        if worker.group is not None:
+            how = f"{worker.name}: {_shortened(problem)}"
+            again, lost = worker.group.after_death(how)
+            self._again.extend(again)
+            if again:
+                self._note(f"a worker died ({how}); what it had not done goes to another")
+            yield from lost
 
 
 def _last_line(error: Exception) -> str:
@@ -299,8 +330,8 @@ def _shortened(text: str) -> str:
 
 def import_ray() -> Any:
     """Return the module; raises :class:`PixelsemError` where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning off stderr
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.exceptions
@@ -313,37 +344,62 @@ def import_ray() -> Any:
 def connected(address: str | None) -> Iterator[list[dict[str, float]]]:
     """Connect to a cluster while the block runs; give the resources of its nodes.
 
-    ``address`` is ``local`` (a cluster of this run's own, on this machine), ``auto`` (the one that runs on this
-    machine) or ``HOST:PORT``; None takes ``RAY_ADDRESS``, else ``local``. A connection that there is already is used,
-    and stays. Meanwhile nothing gets to stdout, where Ray would put its messages among data. Raises
-    :class:`PixelsemError` where there is no such cluster.
+    ``address`` is ``local`` (a cluster of this run's own, on this machine), ``HOST:PORT``, or ``auto`` (that of
+    ``RAY_ADDRESS``, else the one that runs on this machine); None takes ``RAY_ADDRESS``, else ``local``. A connection
+    that there is already is used, and stays. Meanwhile nothing gets to stdout, where Ray would put its messages among
+    data. Raises :class:`PixelsemError` where there is no such cluster.
     """
     ray = import_ray()
     own = not ray.is_initialized()
+    named = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
             if own:
-                _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local")
+                _connect(ray, named or address or "local", "RAY_ADDRESS" if named else "--address")
             yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
         finally:
             if own:
                 ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
-    if "://" in address:
-        raise PixelsemError(f"--address {address}: give auto, local or HOST:PORT, on a machine of the cluster")
+def _connect(ray: Any, address: str, option: str) -> None:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _STORE}
+    elif address != "auto":
+        _check_answers(address, option)
     with _own_signals():
         try:
             ray.init(**options)
         except ConnectionError as error:
-            advice = "start one with `ray start --head`, or give --address local"
-            raise PixelsemError(f"--address {address}: no Ray cluster answers there; {advice}") from error
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise PixelsemError(f"--address {address}: {_shortened(one_line(error))}") from error
+            raise _nobody(address, option) from error
+        except Exception as error:  # of any class: a cluster of our own that did not start in time is a plain one
+            raise PixelsemError(f"{option} {address}: {_shortened(one_line(error))}") from error
+
+
+def _check_answers(address: str, option: str) -> None:
+    """Raise :class:`PixelsemError` where no server answers in HTTP/2, as Ray's does.
+
+    Ray itself tries for a minute, then says so in lines of its own and ends this process.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or int(port) > 65535:
+        raise PixelsemError(f"{option} {address}: give auto, local or HOST:PORT, on a machine of the cluster")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return
+            connection.sendall(_GREETING)
+            answer = connection.recv(len(_SETTINGS), socket.MSG_WAITALL)
+    except OSError as error:
+        raise _nobody(address, option) from error
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise _nobody(address, option)
+
+
+def _nobody(address: str, option: str) -> PixelsemError:
+    advice = "start one with `ray start --head`, or give --address local"
+    return PixelsemError(f"{option} {address}: no Ray cluster answers there; {advice}")
 
 
 @contextmanager

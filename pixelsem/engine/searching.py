@@ -5,13 +5,11 @@ places where searches run: it takes events from any :class:`Engine`. :class:`Sea
 and what a worker elsewhere runs on each group of images; it is opened from an :class:`AttackJob`, plain data that can
 be pickled, as events can be (:func:`light`).
 
-Attacks only search (:mod:`pixelsem.attacks.base`). What is a success is decided here, in one place: the top-1 of the
-8-bit image in fp32; the outer loop writes it and looks that it reads back as it was scored.
+Attacks only search (:mod:`pixelsem.attacks.base`). What they come to is scored here (:mod:`pixelsem.engine.scoring`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -24,12 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelsem.attacks.base import Attack, Outcome, Progress, Searches, is_hit
+from pixelsem.attacks.base import Attack, Outcome, Progress, Searches
 from pixelsem.attacks.random import generator
 from pixelsem.attacks.registry import ATTACKS
 from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOptions, GoalOptions, RegionOptions
+from pixelsem.engine.groups import Key, undone
 from pixelsem.engine.overlap import Ahead
 from pixelsem.engine.regions import RegionMaker
+from pixelsem.engine.scoring import fp32_logits, is_success
 from pixelsem.errors import InputError, ModelError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import read_image
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 _READ_AHEAD = 32  # images
 _READERS = 4  # threads at most, where no other number is asked for
-
-#: What tells the searches of a run apart, as :attr:`pixelsem.records.AttackRecord.key`.
-Key = tuple[str, ...]
 
 #: Makes the fields of :class:`Searches` that guide an attack, by name and per image, from uint8 [N, 3, H, W] images
 #: and their labels, int64 [N].
@@ -385,13 +382,9 @@ class Searcher:
         return _Read(pixels, regions, flags, guide.of_image(item.id, full.shape, pixels, how))
 
     def _prepare(self, item: ImageItem, read: _Read) -> CleanImage:
-        logits = self._logits(read.pixels)
+        logits = fp32_logits(self.evaluator, read.pixels)
         label, source = self.plan.labels.of(item.id, int(logits.argmax()))
         return CleanImage(item.id, read.pixels, label, source, logits, read.regions, read.flags, read.guides)
-
-    def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        return self.evaluator.confirm(image)[0].cpu()
 
     def _tasks_of(self, image: CleanImage) -> Iterator[Task]:
         for region in self.plan.region.regions:
@@ -444,12 +437,5 @@ class Searcher:
     def _scored(self, task: Task, outcome: Outcome) -> Scored:
         """Decide an outcome's success in fp32."""
         pixels = np.ascontiguousarray(outcome.adversarial.permute(1, 2, 0).numpy())
-        logits = self._logits(pixels)
-        target = torch.tensor([-1 if task.target is None else task.target])
-        return Scored(pixels, logits, bool(is_hit(logits[None], torch.tensor([task.image.label]), target)[0]))
-
-
-def undone(items: Sequence[ImageItem], done: AbstractSet[Key], per_image: int) -> list[ImageItem]:
-    """Return the items of which fewer than ``per_image`` keys are in ``done``."""
-    counts = Counter(key[0] for key in done)
-    return [item for item in items if counts[item.id] < per_image]
+        logits = fp32_logits(self.evaluator, pixels)
+        return Scored(pixels, logits, is_success(logits, task.image.label, task.target))

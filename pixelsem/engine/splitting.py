@@ -11,15 +11,14 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelsem.attacks.base import is_hit
 from pixelsem.attacks.random import generator
 from pixelsem.engine.attacking import changed_pixels, describe, describe_after
+from pixelsem.engine.scoring import fp32_logits, is_success, write_scored
 from pixelsem.engine.shards import Shard, take
-from pixelsem.errors import InputError, OutputError, PixelsemError, StageError
+from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import pixel_digest, read_image, read_mask, write_image
 from pixelsem.models.classifier import Preprocessing
@@ -185,17 +184,17 @@ class SplitRun:
         region: Region,
     ) -> None:
         """Decide what the ``kept`` noise does, write its files and then its record; None where nothing was kept."""
-        before = self._logits(clean)
-        after = None if kept is None else self._logits(kept)
+        before = fp32_logits(self.evaluator, clean)
+        after = None if kept is None else fp32_logits(self.evaluator, kept)
         success = kept is not None and after is not None and self._succeeds(record, clean, kept, after)
         clean_file = _moved(record.clean, 1, "clean")
         mask_file = _moved(str(record.adversarial), 2, "masks", self.keep)
         name = _moved(str(record.adversarial), 2, "images" if success else "attempts", self.keep)
         digests = {"clean": pixel_digest(clean), "mask": pixel_digest(region)}
         if kept is not None:
-            self._write(name, kept)
+            write_scored(self.stage.path / name, kept)
             digests["adversarial" if success else "attempt"] = pixel_digest(kept)
-        self._write(clean_file, clean)
+        write_scored(self.stage.path / clean_file, clean)
         write_image(self.stage.path / mask_file, region)
         tried = int(kept is not None)
         self.stage.append(
@@ -230,30 +229,17 @@ class SplitRun:
         if outcome != "attacked":
             self.tally.skipped[outcome] = self.tally.skipped.get(outcome, 0) + 1
 
-    def _logits(self, pixels: NDArray[np.uint8]) -> Tensor:
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-        return self.evaluator.confirm(image)[0].cpu()
-
     def _succeeds(
         self, record: AttackRecord, clean: NDArray[np.uint8], kept: NDArray[np.uint8], logits: Tensor
     ) -> bool:
         """Did the model change its mind, on an image that was changed at all?"""
-        label, target = self._number(record.label), -1 if record.target is None else self._number(record.target)
-        hit = is_hit(logits[None], torch.tensor([label]), torch.tensor([target]))[0]
-        return bool(hit) and not np.array_equal(clean, kept)
+        target = None if record.target is None else self._number(record.target)
+        return is_success(logits, self._number(record.label), target) and not np.array_equal(clean, kept)
 
     def _number(self, name: str) -> int:
         if name not in self.names:
             raise StageError(f"{self.source.manifest}: {name!r} is no class of {self.evaluator.classifier.name}")
         return self.names.index(name)
-
-    def _write(self, name: str, pixels: NDArray[np.uint8]) -> None:
-        """Write an image; what was scored is what can be read back."""
-        path = self.stage.path / name
-        write_image(path, pixels)
-        if not np.array_equal(read_image(path), pixels):
-            path.unlink()
-            raise OutputError(f"{path}: reads back as other pixels than were written; is the disk sound?")
 
 
 def attacks_on_whole_images(source: Stage) -> list[AttackRecord]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixelsem.attacks.base import is_hit
 from pixelsem.engine.attacking import changed_pixels, describe
 from pixelsem.engine.overlap import Ahead
+from pixelsem.engine.scoring import fp32_logits, is_success
 from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.files import one_line
 from pixelsem.fitness.evaluator import Evaluator
@@ -156,22 +155,21 @@ class Verification:
         names = evaluator.classifier.class_names
         if "clean" in pixels:
             if self._clean[0] != record.clean:
-                self._clean = (record.clean, _logits(evaluator, pixels["clean"]))
+                self._clean = (record.clean, fp32_logits(evaluator, pixels["clean"]))
             if self._clean[1] is not None:
                 yield from _prediction_problems(record.clean, self._clean[1], record.before, names)
         name, image = _made(record, pixels)
         if image is None or record.after is None:
             return
-        logits = _logits(evaluator, image)
+        logits = fp32_logits(evaluator, image)
         yield from _prediction_problems(name, logits, record.after, names)
         wanted = [record.label] if record.target is None else [record.label, record.target]
         unknown = [name for name in wanted if name not in names]
         if unknown:
             yield f"{unknown[0]!r} is no class of {evaluator.classifier.name}"
             return
-        label = torch.tensor([names.index(record.label)])
-        target = torch.tensor([-1 if record.target is None else names.index(record.target)])
-        success = bool(is_hit(logits[None], label, target)[0])
+        target = None if record.target is None else names.index(record.target)
+        success = is_success(logits, names.index(record.label), target)
         if success != record.success:
             yield f"{name}: success is {_word(success)} when scored again, {_word(record.success)} noted"
 
@@ -229,11 +227,6 @@ def _prediction_problems(name: str, logits: Tensor, noted: Prediction, names: tu
         yield f"{name}: is seen as {found.class_!r}, the record says {noted.class_!r}"
     elif abs(found.confidence - noted.confidence) > CONFIDENCE_TOLERANCE:
         yield f"{name}: has confidence {found.confidence:.4f}, the record says {noted.confidence:.4f}"
-
-
-def _logits(evaluator: Evaluator, pixels: Pixels) -> Tensor:
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    return evaluator.confirm(image)[0].cpu()
 
 
 def _size(pixels: Pixels) -> str:
