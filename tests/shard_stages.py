@@ -14,6 +14,27 @@ from pixelsem.cli.app import app
 from pixelsem.images import write_image
 from pixelsem.stage import Stage
 
+#: Which colour is the brightest? A model that takes no time.
+MODEL = """
+import torch
+from torch import nn
+from pixelsem.models import Classifier, Preprocessing
+
+
+class Brightest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x):
+        return x.amax((2, 3)) * self.sharpness
+
+
+def make():
+    names = ("red", "green", "blue")
+    return Classifier(Brightest(), name="brightest", class_names=names, preprocessing=Preprocessing((32, 32), 32))
+"""
+
 TINY = [
     "--population",
     "12",
@@ -55,10 +76,31 @@ def make_images(folder: Path) -> None:
         write_image(folder / "masks" / path.parent.name / path.name, mask)
 
 
+def make_easy_images(folder: Path) -> None:
+    """Put nine images with masks into ``folder``, and the model that sees their brightest colour.
+
+    A pixel changes what it sees in the dark ones, hardly ever in the bright ones; one is in the wrong class.
+    """
+    (folder / "model.py").write_text(MODEL)
+    for number in range(9):
+        top = (90 if number % 2 else 254) - number // 2
+        pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3), np.uint8)
+        pixels[16, 16] = (top, top - 10 - 3 * number, top - 12 - 3 * number)
+        mask = np.zeros((32, 32), np.bool_)
+        mask[8:24, 8:24] = True
+        for kind, values in (("photos", pixels), ("masks", mask)):
+            write_image(folder / kind / ("blue" if number == 8 else "red") / f"{number}.png", values)
+
+
+def easy_words(folder: Path) -> list[object]:
+    """Return the words of an attack on the images of :func:`make_easy_images`."""
+    regions = ["--region", "all", "--masks", folder / "masks"]
+    return ["attack", "de", folder / "photos", "-m", f"{folder / 'model.py'}:make", *regions, *TINY]
+
+
 def attack(folder: Path, *more: object, code: int = 0) -> Path:
-    """Attack the images of :func:`make_images`; return the stage."""
-    words = ["attack", "de", folder / "photos", "--region", "all", "--masks", folder / "masks", "--run", folder / "run"]
-    return Path(call(*words, *TINY, *more, code=code).stdout.strip())
+    """Attack the images of :func:`make_easy_images`; return the stage."""
+    return Path(call(*easy_words(folder), "--run", folder / "run", *more, code=code).stdout.strip())
 
 
 def by_key(stage: Path) -> dict[tuple[str, ...], Any]:

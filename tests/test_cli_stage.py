@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shard_stages import TINY, attack, by_key, call, contents, make_images, problem
+from shard_stages import attack, by_key, call, contents, easy_words, make_easy_images, problem
 
 from pixelsem.engine.shards import Shard
 from pixelsem.images import read_image, write_image
@@ -29,7 +29,7 @@ Change = Callable[[Path, dict[str, Any]], None]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with images, an attack on them in ``whole``, and the same in four shards, by default names."""
     folder = tmp_path_factory.mktemp("made")
-    make_images(folder)
+    make_easy_images(folder)
     attack(folder, "-o", folder / "whole")
     for index in range(1, 5):
         attack(folder, "--shard", f"{index}/4")
@@ -141,10 +141,9 @@ def test_a_lost_file_is_found_before_anything_is_written(parts: list[Path], tmp_
 
 
 def test_another_shard_does_not_go_into_the_same_folder(parts: list[Path], tmp_path: Path) -> None:
-    words = [tmp_path / "made" / "photos", "--region", "all", "--masks", tmp_path / "made" / "masks"]
-    said = problem("attack", "de", *words, *TINY, "--shard", "2/4", "-o", parts[0])
-    assert "holds shard 1/4, not shard 2/4" in said
-    assert "holds shard 1/4, not the whole run" in problem("attack", "de", *words, *TINY, "-o", parts[0])
+    words = easy_words(tmp_path / "made")
+    assert "holds shard 1/4, not shard 2/4" in problem(*words, "--shard", "2/4", "-o", parts[0])
+    assert "holds shard 1/4, not the whole run" in problem(*words, "-o", parts[0])
 
 
 KILLED = """
@@ -364,8 +363,7 @@ def test_a_second_command_on_a_stage_that_is_written_is_refused(made: Path, tmp_
     from pixelsem.locks import StageLock
 
     lock = StageLock.acquire(tmp_path / "stage", "attack de")
-    words = ["attack", "de", made / "photos", "-o", tmp_path / "stage", "--device", "cpu", "-q"]
-    said = problem(*words)
+    said = problem(*easy_words(made), "-o", tmp_path / "stage")
     lock.release()
     assert f"is being written by `pixelsem attack de`, process {os.getpid()}" in said
     assert list((tmp_path / "stage").iterdir()) == []
