@@ -152,7 +152,8 @@ def write_image(path: Path, pixels: NDArray[np.integer] | NDArray[np.bool_]) -> 
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     with write_atomically(path) as file:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG")
+        # At the default level, 6, photos and label maps are 1 % smaller and take more than twice the time.
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", compress_level=4)
 
 
 def pixel_digest(pixels: NDArray[np.integer] | NDArray[np.bool_]) -> str:
@@ -187,11 +188,16 @@ def read_layer(path: Path) -> NDArray[np.uint8]:
         return np.array(_upright(image).convert("RGBA"))
 
 
-def encode_image(pixels: NDArray[np.uint8], kind: Literal["png", "webp"] = "png") -> bytes:
-    """Return uint8 [H, W, 3] (RGB) or [H, W] (grey) as a file's bytes: PNG without losses, or small WebP."""
+def encode_image(pixels: NDArray[np.uint8], kind: Literal["png", "webp"] = "png", *, lossless: bool = False) -> bytes:
+    """Return uint8 [H, W, 3] (RGB) or [H, W] (grey) as a file's bytes: PNG, or WebP with small losses or ``lossless``.
+
+    Without losses, WebP of a photo is a quarter smaller than PNG; its greys come back as RGB.
+    """
     file = io.BytesIO()
-    # WebP at the best of its quick settings: the same look as JPEG at half the size.
-    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": 82, "method": 4}
+    options: dict[str, Any] = {"optimize": True}
+    if kind == "webp":
+        # With losses, the best of the quick settings: the same look as JPEG at half the size.
+        options = {"lossless": True, "quality": 50, "method": 1} if lossless else {"quality": 82, "method": 4}
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format=kind.upper(), **options)
     return file.getvalue()
 

@@ -276,6 +276,45 @@ def test_a_stage_of_another_kind(call, tmp_path):
     assert "masks: is a stage of 'segment'" in problem(result)
 
 
+def test_foreign_and_damaged_stages_are_named_and_the_others_computed(call, three, tmp_path):
+    foreign = write_stage(tmp_path / "masks", StageInfo("segment", "segment", "0" * 64, {}, {}))
+    (tmp_path / "plain").mkdir()
+    spoil(three[1], b"not json\n")
+    result = call(foreign, three[0], three[1], tmp_path / "plain", three[2])
+    assert result.exit_code == 1
+    problems = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
+    assert [line.endswith("; left out") for line in problems] == [True] * 3
+    assert "masks: is a stage of 'segment'" in problems[0]
+    assert "manifest.jsonl, line 1:" in problems[1]
+    assert "plain: no stage (stage.yaml is missing)" in problems[2]
+    assert [row["region"] for row in rows_of(Path(result.stdout.strip()), "success")] == ["original", "background"]
+
+
+def test_only_foreign_stages(call, tmp_path):
+    paths = [write_stage(tmp_path / n, StageInfo("segment", "segment", n * 64, {}, {})) for n in ("1", "2")]
+    result = call(*paths)
+    assert result.exit_code == 2
+    assert "1: is a stage of 'segment'" in problem(result)
+
+
+def test_many_stages_leave_the_answer_in_sight(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    paths = [
+        write_stage(
+            tmp_path / f"{n:02}", info("foreground", population=100 + n), record("cat/1.png", "foreground", to="dog")
+        )
+        for n in range(30)
+    ]
+    result = call(*paths, "-o", "out")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert len(lines) < 160
+    assert "20 more rows are in out/table2.md" in result.stderr  # two metrics of 30 searches, 40 of them shown
+    assert any(line.startswith("more tables are in out: success, generations, density") for line in lines)
+    assert lines[-1] == "note: … and 18 more (--json has all)"
+    assert len(json.loads(Path("out/table2.json").read_text())["rows"]) == 60
+
+
 def test_a_folder_that_is_no_stage(call, tmp_path):
     (tmp_path / "plain").mkdir()
     result = call(tmp_path / "plain")

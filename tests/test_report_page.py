@@ -52,6 +52,15 @@ def pixel(page: Any) -> str:
     return " ".join(page.locator("#pixel").inner_text().split())
 
 
+def spent(page: Any) -> float:
+    """Return the seconds of CPU that the page's thread took: they do not depend on what else the machine does."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    return next(
+        one["value"] for one in session.send("Performance.getMetrics")["metrics"] if one["name"] == "ThreadTime"
+    )
+
+
 def viewed(page: Any) -> None:
     page.wait_for_selector('html[data-viewer="yes"]', state="attached")
 
@@ -171,6 +180,19 @@ def test_thousands_of_images_leave_few_elements(visit: Callable[..., Any], folde
     assert page.evaluate("document.activeElement.title") == "cat/600.png"
     assert page.locator("#grid li").count() < 80
     assert page.locator("#grid li").last.get_attribute("aria-posinset") == "1200"
+
+
+def test_two_thousand_attacked_images_open_at_once(visit: Callable[..., Any], folder: Path) -> None:
+    found = [search(n, "original", hit=True, side=32) for n in range(2000)]
+    path = write_stage(folder / "run" / "a", info("original", counts={"searches": 2000}), *found)
+    for n, one in enumerate(found):
+        write_pictures(path, one, n, noise=True)  # the worst: nothing can be said by a list of pixels
+    call("run", "-o", "page.html")
+    assert (folder / "page.html").stat().st_size < 30e6
+    page = visit()
+    assert spent(page) < 2
+    assert page.locator("#count").inner_text() == "2,000 of 2,000 searches, on 2,000 images"
+    assert page.locator("#grid canvas").first.evaluate("canvas => canvas.width") > 32
 
 
 def test_light_dark_and_print(visit: Callable[..., Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.metrics.setups import AttackStage, Setup, combine
-from pixelsem.metrics.success import Goal, image_of, select
+from pixelsem.metrics.success import GOALS, Goal, image_of, select
 from pixelsem.records import AttackRecord
 from pixelsem.stage import Stage
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-_GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,15 @@ class Group:
 class AttackStages:
     """Some attack stages, read once and gathered into setups.
 
-    :ivar paths: the stages' folders, as given.
+    :ivar paths: the folders of the stages that are used, as given.
     :ivar stages: every stage with what tables need of it; one given twice is there once.
     :ivar setups: see :func:`pixelsem.metrics.setups.combine`.
     :ivar notes: what was left out.
+    :ivar failures: why a stage beside others could not be used, by path; what else fails may be added.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` for a damaged one."""
+        """Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` where none can be read."""
         self.stages: list[tuple[Stage, AttackStage]] = []
         self.notes: list[str] = []
         distinct: dict[Path, Path] = {}
@@ -117,16 +116,26 @@ class AttackStages:
             if path.resolve() in distinct:
                 self.notes.append(f"{path}: given twice; counted once")
             distinct.setdefault(path.resolve(), path)
-        self.paths = list(distinct.values())
-        for path in self.paths:
-            stage = Stage.open(path)
-            records = list(stage.attack_records())
-            self.notes += _gaps(stage, len(records))
-            self.stages.append((stage, AttackStage(str(path), stage.info, records)))
+        problems: dict[Path, StageError] = {}
+        for path in distinct.values():
+            try:
+                self._add(path)
+            except StageError as error:
+                problems[path] = error
+        if not self.stages:
+            raise next(iter(problems.values()))
+        self.failures = {str(path): f"{error}; left out" for path, error in problems.items()}
+        self.paths = [path for path in distinct.values() if path not in problems]
         if not any(data.records for _, data in self.stages):
-            raise PixelsemError(f"{paths[0]}: nothing attacked yet; run its attack command again and let it work")
+            raise PixelsemError(f"{self.paths[0]}: nothing attacked yet; run its attack command again and let it work")
         self.setups, notes = combine([data for _, data in self.stages if data.records])
         self.notes += notes
+
+    def _add(self, path: Path) -> None:
+        stage = Stage.open(path)
+        records = list(stage.attack_records())
+        self.notes += _gaps(stage, len(records))
+        self.stages.append((stage, AttackStage(str(path), stage.info, records)))
 
     @property
     def names(self) -> list[str]:
@@ -144,7 +153,7 @@ class AttackStages:
         for setup in self.setups:
             searches = self.searches(setup)
             for region in setup.regions:
-                for goal in _GOALS:
+                for goal in GOALS:
                     chosen = {record.key for record in select(setup.records, goal, region)}
                     own = [searches[key] for key in searches if key in chosen]
                     if own:

@@ -26,6 +26,7 @@ from pixelsem.cli import (
 from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.options import expand
+from pixelsem.cli.stages import exit_with
 from pixelsem.cli.tables import TableOptions, output_folder, show_tables
 
 Stages = Annotated[
@@ -71,4 +72,6 @@ def evaluate_success(*, context: typer.Context, stages: Stages = None, options: 
     identity = digest({"stages": attacks.identities})
     folder = output_folder(context, options, attacks.paths, f"evaluate-success-{identity[:6]}")
     tables = success_tables(attacks.setups, options.confidence)
-    show_tables(console, folder, tables, attacks.notes, {"inputs": attacks.names}, shown=BRIEF)
+    summary = {"inputs": attacks.names, "failures": attacks.failures}
+    show_tables(console, folder, tables, attacks.notes, summary, shown=BRIEF)
+    exit_with(console, attacks.failures)

@@ -60,7 +60,7 @@ def evaluate_distortion(
             raise PixelsemError(f"{', '.join(attacks.names)}: no image was attacked in every row; leave --common out")
         notes.append(f"{len(images)} images were attacked in every row")
         groups = [group.kept(images) for group in groups]
-    failures: dict[str, str] = {}
+    failures = attacks.failures
     rows: list[DistortionRow] = []
     with console.progress("distortion", len(groups)) as bar:
         for number, group in enumerate(groups, 1):

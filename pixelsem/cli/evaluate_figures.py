@@ -65,7 +65,7 @@ def evaluate_figures(
 
     console = Console(quiet=options.quiet, as_json=options.json)
     attacks = open_attacks(stages, options.run, console.note)
-    failures: dict[str, str] = {}
+    failures = attacks.failures
     fitness = list(_fitness(attacks, what, options.confidence, failures))
     drawn = attack_figures(attacks.setups, fitness, lines=what.lines, confidence=options.confidence)
     if not drawn:

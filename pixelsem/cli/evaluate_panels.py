@@ -97,9 +97,10 @@ def evaluate_panels(
     figure_data = _FigureData(attacks)
     wanted = image or []
     chosen = figure_data.choose(options, wanted)
-    shown, rows, failures = _load(chosen, options.rows, options.l2 or options.match_l2)
+    failures = attacks.failures
+    shown, rows = _load(chosen, options.rows, options.l2 or options.match_l2, failures)
     if not rows:
-        raise PixelsemError(next(iter(failures.values())))
+        raise PixelsemError(next(reversed(failures.values())))
     title = figure_data.title
     figure = draw_panels(rows, attacked=title, difference=options.difference, gain=options.amplify, size=options.size)
     name = f"evaluate-panels-{figure_data.identity(options, wanted)[:6]}.png"
@@ -291,11 +292,12 @@ def _ordered(groups: Sequence[list[_Line]]) -> list[list[_Line]]:
     return [group for *_, group in sorted(keyed, key=lambda item: item[:-1])]
 
 
-def _load(lines: Sequence[_Line], count: int, distances: bool) -> tuple[list[_Line], list[PanelRow], dict[str, str]]:
-    """Read the files of the first ``count`` lines that can be read; return them and what was wrong with others."""
+def _load(
+    lines: Sequence[_Line], count: int, distances: bool, failures: dict[str, str]
+) -> tuple[list[_Line], list[PanelRow]]:
+    """Read the files of the first ``count`` lines that can be read; what is wrong with others goes to ``failures``."""
     shown: list[_Line] = []
     rows: list[PanelRow] = []
-    failures: dict[str, str] = {}
     for line in lines:
         if len(rows) == count:
             break
@@ -304,7 +306,7 @@ def _load(lines: Sequence[_Line], count: int, distances: bool) -> tuple[list[_Li
             shown.append(line)
         except (InputError, StageError) as error:
             failures[line.name] = str(error)
-    return shown, rows, failures
+    return shown, rows
 
 
 def _read(line: _Line, distances: bool = False) -> PanelRow:

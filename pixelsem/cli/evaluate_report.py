@@ -144,11 +144,11 @@ class _Inputs:
                 if named:
                     self.notes.append(f"{path}: is a stage of {stage.info.command!r}, not of an attack; left out")
                 return
-            records = list(stage.records())
+            held = sum(1 for _ in stage.records())  # read to the end, for damage
         except StageError as error:
             self.notes.append(f"{error}; left out")
             return
-        if not records:
+        if not held:
             self.notes.append(f"{path}: holds no records yet; left out")
             return
         self.stages.append(path)

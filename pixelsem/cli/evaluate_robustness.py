@@ -160,7 +160,7 @@ class _Work:
         self._groups = [group for group in attacks.groups() if group.attacked]
         self._transformed = [(_origin(stage).path.resolve(), _defense_of(stage), stage) for stage in transformed]
         self._found: list[tuple[Group, Defense, list[Tried]]] = []
-        self.failures: dict[str, str] = {}
+        self.failures = attacks.failures
         self._plans = {id(group.setup): self._plan(group) for group in self._groups}
 
     @property

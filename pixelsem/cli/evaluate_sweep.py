@@ -57,7 +57,7 @@ def evaluate_sweep(
         raise PixelsemError(f"--heat-map: needs two options; the stages differ in {x} alone")
     at = {id(point.setup): point for point in points}
     groups = [group for group in attacks.groups() if group.attacked]
-    failures: dict[str, str] = {}
+    failures = attacks.failures
     rows: list[SweepRow] = []
     with console.progress("sweep", len(groups)) as bar:
         for group in groups:

@@ -73,7 +73,7 @@ def evaluate_transfer(
     console = Console(quiet=options.quiet, as_json=options.json)
     attacks = open_attacks(stages, options.run, console.note)
     models = _targets(attacks, what.models)
-    work = _Work(*_groups(attacks, what.common), what, options.confidence)
+    work = _Work(attacks, what, options.confidence)
     with console.progress("transfer", len(models) * len(work.groups)) as bar:
         for name, target in models.items():
             work.test(name, target, bar.update)
@@ -130,12 +130,13 @@ def _groups(attacks: AttackStages, common: bool) -> tuple[list[Group], list[str]
 class _Work:
     """Tests target models one after the other, so that one at a time is in memory."""
 
-    def __init__(self, groups: list[Group], notes: list[str], what: TransferOptions, confidence: float) -> None:
-        self.groups, self.notes = groups, notes
+    def __init__(self, attacks: AttackStages, what: TransferOptions, confidence: float) -> None:
+        """Raises :class:`PixelsemError` where nothing was attacked."""
+        self.groups, self.notes = _groups(attacks, what.common)
         self.what, self.confidence = what, confidence
         self.rows: list[TransferRow] = []
         self.digests: dict[str, str] = {}
-        self.failures: dict[str, str] = {}
+        self.failures = attacks.failures
 
     def test(self, name: str, target: _Target, update: Callable[[float], None]) -> None:
         """Add the rows of one target model; one with other classes than the attacks' becomes a failure.

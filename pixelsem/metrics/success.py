@@ -19,6 +19,9 @@ from pixelsem.records import AttackRecord, Outcome
 
 Goal = Literal["untargeted", "targeted"]
 
+#: Every goal, in the order of tables.
+GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
+
 #: What makes two records be about the same image: its path and the class attacked away from.
 Image = tuple[str, str]
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pixelsem.metrics import success as metrics
 from pixelsem.metrics.intervals import Paired, Rate, rate
 from pixelsem.metrics.setups import Setup
-from pixelsem.metrics.success import Goal
-
-_GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
+from pixelsem.metrics.success import GOALS, Goal
 
 _WHERE = {"original": "anywhere in the image", "foreground": "in the foreground", "background": "in the background"}
 
@@ -27,7 +25,7 @@ class Answer:
 
 def answers(setups: Sequence[Setup], confidence: float = 0.95) -> list[Answer]:
     """Return an answer for every setup and goal with searches that ran; ``confidence`` is the intervals' level."""
-    return [found for setup in setups for goal in _GOALS if (found := _answer(setup, goal, confidence)) is not None]
+    return [found for setup in setups for goal in GOALS if (found := _answer(setup, goal, confidence)) is not None]
 
 
 def region_rates(setup: Setup, goal: Goal, confidence: float = 0.95) -> dict[str, Rate]:
@@ -49,11 +47,16 @@ def setup_name(setup: Setup) -> str:
     return " · ".join(filter(None, [setup.network, attack, constraint, setup.variant]))
 
 
+def search_name(setup: Setup, goal: Goal) -> str:
+    """Return :func:`setup_name`, and the goal where it is not the usual one."""
+    return setup_name(setup) + (" · targeted" if goal == "targeted" else "")
+
+
 def _answer(setup: Setup, goal: Goal, confidence: float) -> Answer | None:
     rates = region_rates(setup, goal, confidence)
     if not rates:
         return None
-    about = setup_name(setup) + (" · targeted" if goal == "targeted" else "")
+    about = search_name(setup, goal)
     sides = [metrics.image_success(setup.records, region, goal) for region in ("foreground", "background")]
     pair = metrics.pair(*sides)
     if not pair.n:

@@ -11,9 +11,9 @@ from pixelsem.metrics import areas as metrics
 from pixelsem.metrics.intervals import Paired, Rate, rate
 from pixelsem.metrics.repeats import image_probabilities, seed_variance
 from pixelsem.metrics.setups import Setup, alike_but
-from pixelsem.metrics.success import Goal, Image, mean_of, pair, sort_regions
+from pixelsem.metrics.success import GOALS, Goal, Image, mean_of, pair, sort_regions
 from pixelsem.records import AttackRecord
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe
+from pixelsem.report.setups import GOAL, REGION, SETUP, describe
 from pixelsem.report.tables import Cell, Column, Table, level, with_ends
 
 _SIDES = ("foreground", "background")

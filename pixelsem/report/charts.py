@@ -16,7 +16,7 @@ from pixelsem.metrics.classes import class_names, class_pairs, target_classes
 from pixelsem.metrics.effort import Curve, FitnessCurve, success_within
 from pixelsem.metrics.intervals import Rate
 from pixelsem.metrics.setups import Setup
-from pixelsem.metrics.success import Goal, sort_regions, success
+from pixelsem.metrics.success import GOALS, Goal, sort_regions, success
 from pixelsem.report.areas import Border, borders
 from pixelsem.report.effort import ends_with_success
 from pixelsem.report.figures import (
@@ -33,7 +33,6 @@ from pixelsem.report.figures import (
     style,
     styles_for,
 )
-from pixelsem.report.setups import GOALS
 
 #: A heat map shows so many classes at most; of more, those that occur most often in successes.
 MOST_CLASSES = 24

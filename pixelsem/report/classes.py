@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pixelsem.metrics import classes as metrics
 from pixelsem.metrics.ranks import ORIGINAL, WITHIN, original_classes
 from pixelsem.metrics.setups import Setup
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region
+from pixelsem.metrics.success import GOALS
+from pixelsem.report.setups import GOAL, REGION, SETUP, describe, each_region
 from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 

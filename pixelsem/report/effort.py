@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from pixelsem.metrics import effort as metrics
 from pixelsem.metrics.setups import Setup
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region
+from pixelsem.metrics.success import GOALS
+from pixelsem.report.setups import GOAL, REGION, SETUP, describe, each_region
 from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 

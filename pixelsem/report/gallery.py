@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from pixelsem.images import encode_image, resize_image, resize_mask
 from pixelsem.records import AttackRecord, Prediction
 from pixelsem.report.overlays import Pixels, shown_size
 from pixelsem.report.pages import data_block, data_uri
+
+#: Digits of a confidence, of which the page shows three.
+_DIGITS = 6
 
 #: A sheet is at most this many pixels wide and high, so that few are unpacked for what is in sight.
 SHEET = 1024
@@ -122,9 +125,9 @@ class _Sheet:
         blank = [np.zeros_like(self._tiles[0])] * (rows * columns - len(self._tiles))
         grid = np.stack(self._tiles + blank).reshape(rows, columns, *self._tiles[0].shape)
         picture = grid.swapaxes(1, 2).reshape(rows * height, columns * width, *self._tiles[0].shape[2:])
-        kind: Literal["png", "webp"] = "png" if self._lossless else "webp"
-        about = {"width": width, "height": height, "columns": columns}
-        return data_block(f"s{self.number}", about | {"source": data_uri(encode_image(picture, kind), kind)})
+        kind: Literal["png", "webp"] = "png" if picture.ndim == 2 else "webp"
+        source = data_uri(encode_image(picture, kind, lossless=self._lossless), kind)
+        return data_block(f"s{self.number}", {"width": width, "height": height, "columns": columns, "source": source})
 
 
 def _painted(clean: Pixels, record: AttackRecord) -> Pixels:
@@ -143,13 +146,19 @@ def _about(record: AttackRecord) -> dict[str, Any]:
         "queries": record.queries, "candidates": record.candidates, "generations": record.generations,
         "area": record.region_pixels / (record.width * record.height), "width": record.width, "height": record.height,
         "before": _answer(record.before),
-        "after": None if record.after is None else _answer(record.after) | {"of": record.after.of_before_top5},
+        "after": None if record.after is None else _answer(record.after) | {"of": _short(record.after.of_before_top5)},
         "pixels": [[change.x, change.y, *change.from_, *change.to] for change in record.pixels],
     }  # fmt: skip
 
 
 def _answer(prediction: Prediction) -> dict[str, Any]:
-    return {"class": prediction.class_, "confidence": prediction.confidence, "top5": prediction.top5}
+    return {
+        "class": prediction.class_, "confidence": round(prediction.confidence, _DIGITS), "top5": _short(prediction.top5)
+    }  # fmt: skip
+
+
+def _short(classes: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [(name, round(confidence, _DIGITS), *rest) for name, confidence, *rest in classes]
 
 
 def _distortion(clean: Pixels, attacked: Pixels) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from pixelsem.metrics import success as metrics
 from pixelsem.metrics.setups import Setup
-from pixelsem.report.answers import Answer, answers, region_rates, setup_name
+from pixelsem.metrics.success import GOALS
+from pixelsem.report.answers import Answer, answers, region_rates, search_name, setup_name
 from pixelsem.report.effort import ends_with_success
 from pixelsem.report.gallery import Gallery, GalleryItem
 from pixelsem.report.html_tables import to_html
@@ -146,18 +147,15 @@ def _notes(notes: Sequence[str]) -> str:
 def _charts(report: Report) -> Iterator[tuple[str, str, str]]:
     """Yield (title, chart, what is below it)."""
     rates = {
-        setup_name(setup) + (" · targeted" if goal == "targeted" else ""): [
-            Bar(region, region, found) for region, found in region_rates(setup, goal, report.confidence).items()
-        ]
+        search_name(setup, goal): [Bar(region, region, found) for region, found in by_region.items()]
         for setup in report.setups
-        for goal in ("untargeted", "targeted")
+        for goal in GOALS
+        if (by_region := region_rates(setup, goal, report.confidence))
     }
-    rates = {name: bars for name, bars in rates.items() if bars}
     if rates:
-        below = (
-            "Share of the attacked images that were misclassified (targeted: that reached at least one target), with "
-            f"Wilson {level(report.confidence)}."
-        )
+        reached = any(record.target is not None for setup in report.setups for record in setup.records)
+        targeted = " (targeted: that reached at least one target)" if reached else ""
+        below = f"Share of the attacked images that were misclassified{targeted}, Wilson {level(report.confidence)}."
         yield "Success by region", rate_chart(rates if len(rates) > 1 else {"": next(iter(rates.values()))}), below
     for setup in report.setups:
         about = f" · {setup_name(setup)}" if len(report.setups) > 1 else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pixelsem.metrics.setups import Setup
-from pixelsem.metrics.success import Goal
 from pixelsem.report.tables import Cell, Column
 
 SETUP = (
@@ -19,7 +18,6 @@ REGION = Column("region", "Region", about=True)
 GOAL = Column("goal", "Goal", about=True)
 #: What a row over searches of every kind of attack is about (a constraint is what few-pixel ones have).
 SEARCH = (*(column for column in SETUP if column.key != "constraint"), REGION, GOAL)
-GOALS: tuple[Goal, ...] = ("untargeted", "targeted")
 
 
 def describe(setup: Setup, *, without: Sequence[str] = ()) -> list[Cell]:

@@ -8,11 +8,11 @@ from pixelsem.metrics import success as metrics
 from pixelsem.metrics.effort import FitnessCurve
 from pixelsem.metrics.intervals import Paired
 from pixelsem.metrics.setups import Setup, opposites
-from pixelsem.metrics.success import Mean, Success
+from pixelsem.metrics.success import GOALS, Mean, Success
 from pixelsem.report.areas import borders_table, density_table, matched_table, probabilities_table, seeds_table
 from pixelsem.report.classes import class_pairs_table, ranks_table, target_classes_table
 from pixelsem.report.effort import effort_table, ended_notes, fitness_table, within_table
-from pixelsem.report.setups import GOAL, GOALS, REGION, SETUP, describe, each_region
+from pixelsem.report.setups import GOAL, REGION, SETUP, describe, each_region
 from pixelsem.report.tables import Cell, Column, Table, cell_text, level, with_ends
 
 #: The tables that answer the question; the others go further into it.
