@@ -151,6 +151,22 @@ class Ended:
     work: float
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What a search's history holds. Equal to 1e-6: the rounding of a sum depends on what else is in a batch."""
+
+    arrays: dict[str, NDArray[Any]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Curves) or self.arrays.keys() != other.arrays.keys():
+            return False
+        pairs = ((array, other.arrays[name]) for name, array in self.arrays.items())
+        return all(
+            a.dtype == b.dtype and a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
+            for a, b in pairs
+        )
+
+
 class Starter:
     """Starts jobs over some inputs, one at a time (see starter.py). A context manager."""
 
@@ -238,8 +254,8 @@ def alive(group: int) -> list[int]:
 def contents(folder: Path) -> dict[str, Any]:
     """Return every file by name with what must be the same after any interruption, read by those who will read it.
 
-    Files count by their bytes, manifests as sets of records, ``stage.yaml`` and checkpoints by what they hold but for
-    times and devices; a network's page likewise. Raises what a reader would raise.
+    Files count by their bytes, manifests as sets of records, histories as :class:`Curves`, ``stage.yaml`` and
+    checkpoints by what they hold but for times and devices; a network's page likewise. Raises what readers raise.
     """
     return {
         file.relative_to(folder).as_posix(): _content(file)
@@ -255,6 +271,9 @@ def _content(file: Path) -> Any:
         return records(file.parent)
     if file.suffix == ".pt":
         return _timeless(torch.load(file, weights_only=True))
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as arrays:
+            return Curves(dict(arrays))
     if file.name == LOCK_FILE:
         return None
     if file.suffix == ".md" and "## Epochs" in (text := file.read_text(encoding="utf-8")):

@@ -124,9 +124,11 @@ class Trial:
 def disturb(lab: Lab, job: Job, number: signal.Signals, share: float, folder: Path) -> Trial | None:
     """Stop a job at this share of its work, look at what is there, and let it go on; None where it came too late."""
     stopped = lab.run(job, folder, stop=number, after=share * lab.whole[job.name].work)
-    if stopped.code == EXIT_OK:
-        return None
     whole = lab.undisturbed(job)
+    # Python ends by the signal itself where it comes while the finished process is being taken apart.
+    ended_by_it = number != signal.SIGKILL and stopped.code == -number
+    if stopped.code == EXIT_OK or (ended_by_it and not differences(whole, folder)):
+        return None
     said = _ending(stopped, number) + damage(whole, folder)
     left = temporaries(folder)
     if number != signal.SIGKILL:
@@ -392,6 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in parts[part]():
                 rows.append(row | {"machine": describe(torch.device("cpu"))})
                 _tell(rows[-1])
+                if options.json not in (None, "-"):
+                    write_rows(options.json, rows)  # what is measured stays measured
     for table in (make_table(rows), make_memory_table(rows)):
         if table.rows:
             show(table)
