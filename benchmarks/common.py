@@ -60,6 +60,16 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def kept_rows(target: str | None) -> list[Row]:
+    """Return the results that are in the file ``target`` already; none where there is no such file."""
+    return read_rows(Path(target)) if target not in (None, "-") and Path(target).exists() else []
+
+
+def keep_rows(target: str | None, rows: Sequence[Row]) -> None:
+    """Write the results so far, so that what was measured stays; nothing where they go to stdout in the end."""
+    write_rows(None if target == "-" else target, rows)
+
+
 def show(table: Table) -> None:
     """Print a table on stderr, where people look; stdout is for data."""
     from rich.console import Console

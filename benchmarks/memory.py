@@ -22,7 +22,7 @@ from pathlib import Path
 import checkout
 import numpy as np
 import torch
-from common import Row, names, note, show, write_rows
+from common import Row, keep_rows, kept_rows, names, note, show, write_rows
 from machine import describe
 
 from pixelsem.attacks.registry import ATTACKS
@@ -143,13 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=10, help="images that are attacked together (default: 10)")
     parser.add_argument("--attacks", type=names, default=list(ATTACKS), help="attacks (default: all)")
     parser.add_argument("--large", type=names, default=list(ON_LARGE), help=f"those on {LARGE_MODEL}, too")
-    parser.add_argument("--json", metavar="FILE|-", help="write the list of results there; - is standard output")
+    parser.add_argument("--json", metavar="FILE|-", help="list of results, which goes on where it is; - is stdout")
     options = parser.parse_args(arguments)
-    rows = []
+    rows = kept_rows(options.json)
     for attack, model in [(name, MODEL) for name in options.attacks] + [(name, LARGE_MODEL) for name in options.large]:
+        if any((row["attack"], row["model"]) == (attack, model) for row in rows):
+            continue
         rows.append(measure(attack, model, options))
         note(f"{attack} on {model}: {rows[-1]['peak_bytes'] / 2**30:.2f} GiB, {rows[-1]['seconds']:.0f} s")
-        write_rows(None if options.json == "-" else options.json, rows)  # what is done stays
+        keep_rows(options.json, rows)
     show(make_table(rows))
     write_rows(options.json, rows)
     return 0

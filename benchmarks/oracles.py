@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import checkout  # noqa: F401
 import numpy as np
 import torch
-from common import Row, names, note, show, write_rows
+from common import Row, keep_rows, kept_rows, names, note, show, write_rows
 from machine import describe
 from torch import Tensor, nn
 
@@ -68,7 +67,6 @@ class Found:
 
     success: tuple[Tensor, Tensor]
     distance: tuple[Tensor, Tensor]
-    seconds: tuple[float, float] = field(compare=False)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -143,6 +141,7 @@ def next_class(labels: Tensor) -> Tensor:
 
 _UNITS = 255
 _DELTA = 2.0
+_CW = torchattacks_of("CW", c=1, kappa=0, lr=0.01, steps=200)
 _LENGTH = _DELTA * (3 * 32 * 32) ** 0.5 / _UNITS  # ε of dong2020 in units of 0 to 1
 
 COMPARISONS = {
@@ -170,13 +169,13 @@ COMPARISONS = {
         ),
         Comparison(
             "C&W, as published", "cw", {"rounding": "after", "steps": 200},
-            "torchattacks", torchattacks_of("CW", c=1, kappa=0, lr=0.01, steps=200),
+            "torchattacks", _CW,
             differs="torchattacks takes 0 for the largest other logit where all of them are negative, and ends the "
             "whole batch where the summed loss has not fallen for a tenth of the iterations",
         ),
         Comparison(
             "C&W, rounding during", "cw", {"steps": 200},
-            "torchattacks", torchattacks_of("CW", c=1, kappa=0, lr=0.01, steps=200),
+            "torchattacks", _CW,
             differs="the search sees 8 bits, torchattacks' does not",
         ),
         Comparison(
@@ -204,15 +203,20 @@ def right_images(folder: Path, count: int) -> tuple[Classifier, Tensor, Tensor]:
     return classifier, images[right], labels[right]
 
 
-def compare(comparison: Comparison, classifier: Classifier, images: Tensor, labels: Tensor) -> Found:
-    """Run and score both sides on the CPU."""
-    times = [time.perf_counter()]
-    sides = []
-    for run in (attack, attack_of_peer):
-        sides.append(run(comparison, classifier, images, labels))
-        times.append(time.perf_counter())
+def compare(
+    comparison: Comparison,
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    known: dict[Peer, Tensor] | None = None,
+) -> Found:
+    """Run and score both sides on the CPU; what a peer made of the same images before may be ``known``."""
+    known = {} if known is None else known
+    if comparison.run not in known:
+        known[comparison.run] = attack_of_peer(comparison, classifier, images, labels)
+    sides = attack(comparison, classifier, images, labels), known[comparison.run]
     ours, theirs = (judge(side, comparison, classifier, images, labels) for side in sides)
-    return Found((ours[0], theirs[0]), (ours[1], theirs[1]), (times[1] - times[0], times[2] - times[1]))
+    return Found((ours[0], theirs[0]), (ours[1], theirs[1]))
 
 
 def attack(comparison: Comparison, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -276,22 +280,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="CIFAR-10 images, a folder per class")
     parser.add_argument("--count", type=int, default=100, help="images, as many of each class (default: 100)")
     parser.add_argument("--attacks", type=names, default=None, help="those of pixelsem's attacks (default: all)")
-    parser.add_argument("--json", metavar="FILE|-", help="write the list of results there; - is standard output")
+    parser.add_argument("--json", metavar="FILE|-", help="list of results, which goes on where it is; - is stdout")
     options = parser.parse_args(arguments)
     classifier, images, labels = right_images(options.images, options.count)
-    rows = []
+    rows, known = kept_rows(options.json), dict[Peer, Tensor]()
     for comparison in COMPARISONS.values():
-        if options.attacks is not None and comparison.attack not in options.attacks:
+        wanted = options.attacks is None or comparison.attack in options.attacks
+        if not wanted or any(row["attack"] == comparison.name for row in rows):
             continue
-        found = compare(comparison, classifier, images, labels)
+        found = compare(comparison, classifier, images, labels, known)
         rows.append({
             "attack": comparison.name, "options": comparison.options, "peer": peer_version(comparison.peer),
             "images": len(images), "success": found.rates, "distance": found.means, "measure": comparison.measure,
-            "agrees": found.agrees, "differs": comparison.differs, "seconds": found.seconds,
-            "machine": describe(torch.device("cpu")),
+            "agrees": found.agrees, "differs": comparison.differs, "machine": describe(torch.device("cpu")),
         })  # fmt: skip
-        note(f"{comparison.name}: success {found.rates}, distance {found.means}, seconds {found.seconds}")
-        write_rows(None if options.json == "-" else options.json, rows)  # what is done stays
+        note(f"{comparison.name}: success {found.rates}, distance {found.means}")
+        keep_rows(options.json, rows)
     show(make_table(rows))
     write_rows(options.json, rows)
     return 0

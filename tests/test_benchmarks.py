@@ -347,3 +347,27 @@ def test_memory_says_what_was_cut(module: Callable[[str], ModuleType]) -> None:
     assert memory.cut_of("de", memory.MODEL) == "--generations 2"
     assert memory.cut_of("pgd", memory.MODEL) == ""
     assert memory.cut_of("exhaustive", memory.LARGE_MODEL).startswith("6×6 pixels")
+
+
+def test_a_measurement_that_was_interrupted_goes_on(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, target = module("memory"), tmp_path / "memory.json"
+    asked: list[str] = []
+
+    def measure(attack: str, model: str, options: Any) -> dict[str, Any]:
+        asked.append(attack)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        about = {"images": 10, "trained": True, "cut": "", "peak_bytes": 3 * 2**29, "seconds": 1.0, "machine": {}}
+        return {"attack": attack, "model": model} | about
+
+    monkeypatch.setattr(memory, "measure", measure)
+    arguments = ["--images", str(tmp_path), "--attacks", "cw,pgd", "--large", "", "--json", str(target)]
+    with pytest.raises(KeyboardInterrupt):
+        memory.main(arguments)
+    memory.main(arguments)
+    assert asked == ["cw", "pgd", "pgd"]
+    rows = module("common").read_rows(target)
+    assert [row["attack"] for row in rows] == ["cw", "pgd"]
+    assert memory.make_table(rows).texts()[0][3] == "1.50"

@@ -65,7 +65,7 @@ def test_agreement_is_within_both_bounds(oracles: ModuleType) -> None:
         success = torch.arange(100) < 90
         ours = torch.arange(100) < 90 + more
         distance = torch.ones(100)
-        return oracles.Found((ours, success), (farther * distance, distance), (0.0, 0.0))
+        return oracles.Found((ours, success), (farther * distance, distance))
 
     assert found(0, 1.0).agrees
     assert found(2, 1.04).agrees
@@ -80,6 +80,6 @@ def test_agreement_is_within_both_bounds(oracles: ModuleType) -> None:
 def test_distances_are_of_images_that_both_change_the_class_of(oracles: ModuleType) -> None:
     success = torch.tensor([True, True, False]), torch.tensor([True, False, True])
     distance = torch.tensor([1.0, 5.0, 7.0]), torch.tensor([2.0, 6.0, 8.0])
-    found = oracles.Found(success, distance, (0.0, 0.0))
+    found = oracles.Found(success, distance)
     assert found.means == (1.0, 2.0)
     assert found.rates == pytest.approx((2 / 3, 2 / 3))
