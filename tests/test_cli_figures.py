@@ -165,6 +165,14 @@ class TestCharts:
         ends = {line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines}
         assert ends == {"original": 0.5, "foreground": 0.25, "background": 0}
 
+    def test_no_chart_cuts_what_another_one_shows(self, setups):
+        rare = [record(f"cat/{n}.png", to="dog" if n == 1 else None) for n in range(1, 100)]
+        often = [record(f"cat/{n}.png", to="dog") for n in range(1, 10)]
+        stages = [AttackStage(str(n), info(population=n), records) for n, records in ((100, rare), (200, often))]
+        figure = attack_figures(combine(stages)[0], [])["queries-untargeted"]()
+        assert [axes.get_ylim()[0] for axes in figure.axes] == [0, 0]
+        assert all(axes.get_ylim()[1] >= 1 for axes in figure.axes)
+
     def test_fitness_shows_some_searches_and_the_mean_of_all(self, setups):
         curves = [np.linspace(0.9, 0.9 - 0.01 * n, 4) for n in range(30)]
         given = [FitnessCurves(setups[0], region, curves, mean_fitness(curves)) for region in REGIONS[:2]]

@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def visit(browser: Any, folder: Path) -> Iterator[Callable[..., Any]]:  # noqa: F811
     """Open page.html; whatever the browser complains about fails the test, as any request does."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(300_000)  # the machine may do much else
     problems: list[str] = []
 
     def open_() -> Any:

@@ -121,6 +121,7 @@ class _Panels:
 
     def finish(self, x: str, y: str) -> Figure:
         """Name the axes, add the legend of all series, and return the figure."""
+        self.axes[0].set_ylim(bottom=0)  # only now: limits that are set do not grow with what another chart shows
         # Not the figure's own label, which a legend below would cover.
         for axes in self.axes[-self.columns :]:
             axes.set_xlabel(x)
@@ -248,7 +249,6 @@ def _draw_within(setups: Sequence[Setup], steps: Mapping[int, Steps], goal: Goal
         }
         series = [_series(region, *zip(*curve, strict=True)) for region, curve in ended.items()]
         draw_lines(axes, series, styles, steps=True, markers=False)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0)
         show_percent(axes)
     return panels.finish("queries", "searches that succeeded" if goal == "targeted" else "images that succeeded")
@@ -305,7 +305,6 @@ def _draw_borders(found: Sequence[Border]) -> Figure:
     for axes, group in zip(panels.axes, groups.values(), strict=True):
         draw_lines(axes, list(_border_series(group)), styles)
         axes.axvline(0, color=FAINT, zorder=0)
-        axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         show_percent(axes)
     return panels.finish("pixels that the foreground's border was moved outwards", "attacked images that succeed")
