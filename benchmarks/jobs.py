@@ -42,17 +42,16 @@ _PATIENCE = 600.0  # seconds
 class Job:
     """A command of ``group`` (what it stands for), to be run in the folder of its inputs.
 
-    ``words`` come behind ``pixelsem``; in them ``OUT`` is the place of the result, ``leaves`` below the
-    job's own folder.
-    ``begins`` is the file there with which the work begins, behind start-up and imports; ``alike`` the job whose result
-    is the same, if it is not its own; ``needs`` are those whose results it takes.
+    ``words`` come behind ``pixelsem``; in them ``OUT`` is the place of the result, ``leaves`` below the job's own
+    folder. ``begins`` is the file there with which the work begins, behind start-up and imports (None: at once);
+    ``alike`` the job whose result is the same, if it is not its own; ``needs`` are those whose results it takes.
     """
 
     name: str
     group: str
     words: tuple[str, ...]
     leaves: str = "stage"
-    begins: str = f"stage/{STAGE_FILE}"
+    begins: str | None = f"stage/{STAGE_FILE}"
     alike: str | None = None
     needs: tuple[str, ...] = ()
 
@@ -63,9 +62,7 @@ class Job:
     def has_begun(self, folder: Path) -> bool:
         """Has the work begun? Of a manifest its first record counts."""
         try:
-            if self.begins:
-                return (folder / self.begins).stat().st_size > 0
-            return any(folder.rglob("*"))
+            return self.begins is None or (folder / self.begins).stat().st_size > 0
         except FileNotFoundError:
             return False
 
@@ -97,8 +94,8 @@ def make_jobs(images: int = 16) -> list[Job]:
             alike="attack-de",
             needs=("attack-de",),
         ),
-        Job("tables", "evaluate", tables, leaves="tables", begins="", needs=("attack-de", "attack-pgd")),
-        Job("report", "evaluate", report, leaves="page.html", begins="", needs=("attack-de", "attack-pgd")),
+        Job("tables", "evaluate", tables, leaves="tables", begins=None, needs=("attack-de", "attack-pgd")),
+        Job("report", "evaluate", report, leaves="page.html", begins=None, needs=("attack-de", "attack-pgd")),
         Job("defend", "defend", ("defend", "tvm", "images", "-o", "OUT", "-q", "--device", "cpu")),
         Job("train", "train", train),
     ]

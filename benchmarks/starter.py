@@ -36,8 +36,12 @@ def start(command: dict[str, Any]) -> int:
         os.dup2(opened, stream)
         os.close(opened)
     sys.argv = ["pixelsem", *command["words"]]
-    main()
-    sys.exit(0)
+    try:
+        main()
+    except SystemExit as end:
+        # All is done: taking apart what was imported would only take time.
+        os._exit(end.code if isinstance(end.code, int) else 0)
+    os._exit(0)
 
 
 def serve() -> None:
