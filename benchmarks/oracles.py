@@ -140,6 +140,7 @@ def next_class(labels: Tensor) -> Tensor:
 
 
 _UNITS = 255
+_MEASURES = {"l2": "L2", "l0": "changed values"}
 _DELTA = 2.0
 _CW = torchattacks_of("CW", c=1, kappa=0, lr=0.01, steps=200)
 _LENGTH = _DELTA * (3 * 32 * 32) ** 0.5 / _UNITS  # ε of dong2020 in units of 0 to 1
@@ -266,7 +267,7 @@ def make_table(rows: Sequence[Row]) -> Table:
         Column("agrees", "Within 3 points and 5 %"),
     )
     cells = [
-        [row["attack"], row["peer"], row["images"], *row["success"], *row["distance"], row["measure"],
+        [row["attack"], row["peer"], row["images"], *row["success"], *row["distance"], _MEASURES[row["measure"]],
          "yes" if row["agrees"] else "differs"]
         for row in rows
     ]  # fmt: skip

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from numpy.typing import NDArray
 from test_saliency import make_onnx
 from typer.testing import CliRunner
 
 from pixelsem.cli.app import app
-from pixelsem.images import read_image
+from pixelsem.images import read_image, read_mask
+from pixelsem.models.classifier import Preprocessing
+from pixelsem.models.inputs import fit_mask
 from pixelsem.models.u2net import NETWORKS
 from pixelsem.regions.registry import METHODS
 from pixelsem.regions.saliency import save_network
@@ -72,18 +75,12 @@ def test_an_attack_keeps_to_the_masks(
             assert region_of_record(masks, record.id, record.region)[changed].all()
 
 
-def region_of_record(masks: Stage, image_id: str, region: str) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Return where a region is, bool [H, W], by the numbers in the mask's file."""
+def region_of_record(masks: Stage, image_id: str, region: str) -> NDArray[np.bool_]:
+    """Return where a region is at the classifier's resolution, bool [32, 32], by the numbers in the mask's file."""
     (record,) = (each for each in masks.segment_records() if each.id == image_id)
-    values = np.asarray(read_raw(masks.path / record.mask))
+    values = read_mask(masks.path / record.mask)
+    values = fit_mask(values, values.shape, Preprocessing((32, 32), 32))
     if region.startswith("label:"):
-        return values == int(region[6:])
+        return np.asarray(values == int(region[6:]))
     least = {"binary": 128, "soft": record.threshold * 65535, "labels": 1}[record.kind]
-    return values >= least if region == "foreground" else values < least
-
-
-def read_raw(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.array(image).astype(np.int32)
+    return np.asarray(values >= least if region == "foreground" else values < least)
