@@ -362,8 +362,8 @@ class TestCommand:
         three = make_stage(tmp_path / "three", [record(), record("cat/2.png")], "original", pixels=3)
         rows = json.loads(call(one, three, one, "--json").stdout)["rows"]
         assert [(row["id"], row["search"]) for row in rows] == [
-            ("cat/1.png", "allconv 1 px"), ("cat/1.png", "allconv 3 px"),
-            ("cat/2.png", "allconv 1 px"), ("cat/2.png", "allconv 3 px"),
+            ("cat/1.png", "1 px"), ("cat/1.png", "3 px"),
+            ("cat/2.png", "1 px"), ("cat/2.png", "3 px"),
         ]  # fmt: skip
 
     def test_distances_are_stated(self, call, tmp_path):
@@ -388,7 +388,7 @@ class TestCommand:
         assert done.exit_code == 0, done.stderr
         rows = [(row["id"], row["search"]) for row in json.loads(done.stdout)["rows"]]
         assert [image for image, _ in rows] == ["cat/2.png"] * 2 + ["cat/1.png"] * 2  # 31/30 before 66/60
-        assert {name for _, name in rows} == {"allconv cfr", "allconv pgd epsilon=8"}
+        assert {name for _, name in rows} == {"cfr", "pgd epsilon=8"}
 
     def test_matching_needs_two_attacks(self, call, tmp_path):
         result = call(make_attack(tmp_path / "pgd", "pgd", {"cat/1.png": 20}), "--match-l2")

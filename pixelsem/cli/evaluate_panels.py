@@ -226,7 +226,7 @@ class _FigureData:
 
         groups: dict[tuple[str, str], dict[int, _Line]] = {}
         for number, setup in enumerate(self.setups):
-            name = _setup_name(setup, len({each.attack for each in self.setups}) > 1) if len(self.setups) > 1 else ""
+            name = _setup_name(setup, self.setups)
             for search in self.attacks.searches(setup).values():
                 record = search.record
                 if record.repeat == 0:
@@ -240,9 +240,12 @@ class _FigureData:
         return [list(groups[key].values()) for key in sorted(groups)]
 
 
-def _setup_name(setup: Setup, several_attacks: bool) -> str:
+def _setup_name(setup: Setup, setups: Sequence[Setup]) -> str:
+    """Return what tells a setup from the others in a few words; nothing where it is alone."""
     pixels = None if setup.pixels is None else f"{setup.pixels} px"
-    return " ".join(filter(None, [setup.network, setup.attack if several_attacks else None, pixels, setup.variant]))
+    network = setup.network if len({each.network for each in setups}) > 1 else None
+    attack = setup.attack if len({each.attack for each in setups}) > 1 else None
+    return " ".join(filter(None, [network, attack, pixels, setup.variant])) if len(setups) > 1 else ""
 
 
 def _matched(groups: Sequence[list[_Line]]) -> list[list[_Line]]:

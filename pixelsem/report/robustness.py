@@ -104,7 +104,6 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
             if len(strengths) <= _TICKS:
                 place.set_xticks(strengths)
             place.set_ylim(0, 1.02)
-            place.grid(axis="y")
             show_percent(place)
         for place in places[len(curves) :]:
             place.set_visible(False)
