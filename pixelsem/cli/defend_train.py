@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixelsem.cli.console import Bar, Console
+from pixelsem.cli.console import Console
 from pixelsem.cli.options import OutputOptions, expand
 from pixelsem.cli.stages import close_output, masks_identity, open_output, options_of
+from pixelsem.cli.training import TrainingOptions, follow
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.errors import PixelsemError
 from pixelsem.files import write_text
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from pixelsem.defenses.card import Accuracies
     from pixelsem.models import Classifier
     from pixelsem.records import EpochRecord
-    from pixelsem.stage import Stage
 
 
 def register(group: typer.Typer) -> None:
@@ -45,26 +46,22 @@ def train(
             show_default=False,
         ),
     ] = None,
-    data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    training: TrainingOptions,
     settings: TrainSettings,
     output: OutputOptions,
 ) -> None:
     """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
-    from pixelsem.defenses.card import Accuracies, TrainingData, model_card
-    from pixelsem.defenses.data import load_split
-    from pixelsem.defenses.robustness import attacked_accuracy, find_collapse
-    from pixelsem.defenses.training import measure_accuracy
+    from pixelsem.defenses.card import TrainingData, model_card
+    from pixelsem.defenses.robustness import find_collapse
     from pixelsem.defenses.training import train as train_classifier
     from pixelsem.fitness.evaluator import pick_device
     from pixelsem.models import load_classifier, save_weights
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
-    where = pick_device(device)
-    images, labels, names = load_split(data, "train", None)
-    test_images, test_labels, _ = load_split(data, "test", names)
-    train_set, test_set = (images, labels), (test_images, test_labels)
+    where = pick_device(training.device)
+    train_set, test_set, names = _load(data)
+    images, test_images = train_set[0], test_set[0]
     classifier = load_classifier(model, weights="none", class_names=names)
     _check_size(data, images, classifier)
     _check_size(data, test_images, classifier)
@@ -78,7 +75,7 @@ def train(
         f"train-{name}-{settings.method}",
         kind="train",
         identity=identity if masks is None else {**identity, "masks": masks_identity(masks)},
-        options=options_of(settings, data=data, model=model, masks=masks, data_name=data_name, device=device),
+        options=options_of(settings, training, data=data, model=model, masks=masks),
         inputs={"data": data} if masks is None else {"data": data, "masks": masks},
         output=output,
         modules=("numpy", "torch"),
@@ -88,26 +85,49 @@ def train(
         steps = train_classifier(
             classifier, train_set, test_set, settings, stage.path / "checkpoint.pt", where, regions
         )
-        log = _follow(steps, stage, console, bar, settings)
+        log = follow(steps, stage, console, bar, settings.epochs, _line)
     collapse = find_collapse(log, resolved.robust_sample or 0)
     if collapse is not None:
         console.problem(f"{collapse}; ended early with the weights of epoch {collapse.best.epoch}")
-    described = TrainingData(data_name or data.resolve().name, len(images), len(test_images))
+    described = TrainingData(training.name_of(data), len(images), len(test_images))
     file = stage.path / f"{name}.safetensors"
     save_weights(classifier, file)
     # What counts is the file: rounding to fp16 may tip a prediction.
     saved = load_classifier(model, weights=file).to(where)
-    accuracy = measure_accuracy(saved, *test_set, device=where)
-    robust, _ = attacked_accuracy(saved, *test_set, regions and regions[1], resolved, where)
-    version = (stage.info.versions or {})["torch"]
-    card = model_card(classifier, resolved, described, log, Accuracies(accuracy, robust), version)
+    found = _accuracies(saved, test_set, regions and regions[1], resolved, where)
+    card = model_card(classifier, resolved, described, log, found, (stage.info.versions or {})["torch"])
     write_text(file.with_suffix(".md"), card)
     counts = {"images": described.train, "test_images": described.test, "epochs": len(log)}
     close_output(stage, counts, started)
-    told = "" if robust is None else f", robust accuracy {100 * robust:.2f} %"
-    console.note(f"test accuracy {100 * accuracy:.2f} %{told}; use it with --model {model} --weights {file}")
-    summary = {"counts": counts, "test_accuracy": accuracy, "robust_accuracy": robust, "weights": str(file)}
+    told = "" if found.robust is None else f", robust accuracy {100 * found.robust:.2f} %"
+    console.note(f"test accuracy {100 * found.clean:.2f} %{told}; use it with --model {model} --weights {file}")
+    summary = {"counts": counts, "test_accuracy": found.clean, "robust_accuracy": found.robust, "weights": str(file)}
     console.result(stage.path, summary)
+
+
+def _load(data: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
+    """Return the images and labels to train on, those to test on, and the classes' names."""
+    from pixelsem.defenses.data import load_split
+
+    images, labels, names = load_split(data, "train", None)
+    test_images, test_labels, _ = load_split(data, "test", names)
+    return (images, labels), (test_images, test_labels), names
+
+
+def _accuracies(
+    classifier: Classifier,
+    test_set: tuple[Tensor, Tensor],
+    regions: Tensor | None,
+    settings: TrainSettings,
+    device: torch.device,
+) -> Accuracies:
+    """Measure a trained network; ``settings`` are resolved."""
+    from pixelsem.defenses.card import Accuracies
+    from pixelsem.defenses.robustness import attacked_accuracy
+    from pixelsem.defenses.training import measure_accuracy
+
+    robust, _ = attacked_accuracy(classifier, *test_set, regions, settings, device)
+    return Accuracies(measure_accuracy(classifier, *test_set, device=device), robust)
 
 
 def _check_size(data: Path, images: Tensor, classifier: Classifier) -> None:
@@ -155,23 +175,6 @@ def _regions(
             console.note(f"{split}: {closed} of {len(regions)} images stay as they are ({flagged} with flagged masks)")
         made.append(torch.from_numpy(regions))
     return made[0], made[1]
-
-
-def _follow(
-    steps: Iterator[EpochRecord | float], stage: Stage, console: Console, bar: Bar, settings: TrainSettings
-) -> list[EpochRecord]:
-    """Show the training's progress and record its epochs, those of a resumed checkpoint once."""
-    log: list[EpochRecord] = []
-    known = stage.keys()
-    for step in steps:
-        if isinstance(step, float):
-            bar.update(step * settings.epochs, f"epoch {len(log) + 1} of {settings.epochs}")
-            continue
-        log.append(step)
-        if step.key not in known:
-            stage.append(step)
-            console.note(_line(step))
-    return log
 
 
 def _line(epoch: EpochRecord) -> str:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pixelsem.cli.console import Bar, Console
+from pixelsem.cli.console import Console
 from pixelsem.cli.options import OutputOptions, expand
 from pixelsem.cli.stages import close_output, open_output, options_of
+from pixelsem.cli.training import TrainingOptions, follow
 from pixelsem.errors import PixelsemError
 from pixelsem.files import write_text
 from pixelsem.regions.settings import SaliencyTrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pixelsem.records import SaliencyEpochRecord
-    from pixelsem.stage import Stage
 
 
 def register(group: typer.Typer) -> None:
@@ -38,8 +35,7 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="Start from these weights, not from random ones.", show_default=False)
     ] = None,
-    data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    training: TrainingOptions,
     settings: SaliencyTrainSettings,
     output: OutputOptions,
 ) -> None:
@@ -53,7 +49,7 @@ def train(
 
     started = time.monotonic()
     console = Console(quiet=output.quiet, as_json=output.json)
-    where = pick_device(device)
+    where = pick_device(training.device)
     images, masks = data / "images", data / "masks"
     for folder in (images, masks):
         if not folder.is_dir():
@@ -74,7 +70,7 @@ def train(
         f"segment-train-{model}",
         kind="train-segment",
         identity=identity,
-        options=options_of(settings, data=data, model=model, weights=weights, data_name=data_name, device=device),
+        options=options_of(settings, training, data=data, model=model, weights=weights),
         inputs={"data": data},
         output=output,
         modules=("numpy", "torch"),
@@ -82,7 +78,7 @@ def train(
     )
     write_text(stage.path / "held-out.txt", "".join(f"{image_id}\n" for image_id in read.held_ids))
     file = stage.path / f"{model}.safetensors"
-    described = CardData(model, data_name or data.resolve().name, len(read.images), len(read.held), weights)
+    described = CardData(model, training.name_of(data), len(read.images), len(read.held), weights)
 
     def export(log: list[SaliencyEpochRecord]) -> None:
         save_network(network, file, model, settings.size)
@@ -92,33 +88,15 @@ def train(
 
     with console.progress(f"train {model}", settings.epochs) as bar:
         steps = train_network(network, read, settings, stage.path / "checkpoint.pt", where, identity)
-        log = _follow(steps, stage, console, bar, settings.epochs, export)
+        log = follow(steps, stage, console, bar, settings.epochs, _line, export)
+    export(log)  # where no epoch is new, the last run may have been stopped before it
     counts = {"images": len(read.images), "held_out": len(read.held), "epochs": len(log)}
     close_output(stage, counts, started)
     console.note(f"use it with --method {model} --weights {file}")
     console.result(stage.path, {"counts": counts, "iou": log[-1].iou, "error": log[-1].error, "weights": str(file)})
 
 
-def _follow(
-    steps: Iterator[SaliencyEpochRecord | float],
-    stage: Stage,
-    console: Console,
-    bar: Bar,
-    epochs: int,
-    export: Callable[[list[SaliencyEpochRecord]], None],
-) -> list[SaliencyEpochRecord]:
-    """Show the training's progress, record its epochs (those of a resumed checkpoint once) and export its weights."""
-    log: list[SaliencyEpochRecord] = []
-    known = stage.keys()
-    for step in steps:
-        if isinstance(step, float):
-            bar.update(step * epochs, f"epoch {len(log) + 1}")
-            continue
-        log.append(step)
-        if step.key not in known:
-            export(log)
-            stage.append(step)
-            held = "" if step.iou is None else f", held out: IoU {step.iou:.4f}, error {step.error:.4f}"
-            console.note(f"epoch {step.epoch}: loss {step.loss:.4f}{held}, {step.seconds:.0f} s")
-    export(log)  # where no epoch is new, the last run may have been stopped before it
-    return log
+def _line(epoch: SaliencyEpochRecord) -> str:
+    """Return what is told of an epoch on the console."""
+    held = "" if epoch.iou is None else f", held out: IoU {epoch.iou:.4f}, error {epoch.error:.4f}"
+    return f"epoch {epoch.epoch}: loss {epoch.loss:.4f}{held}, {epoch.seconds:.0f} s"
