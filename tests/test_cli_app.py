@@ -144,6 +144,34 @@ def test_a_signal_ends_the_run_and_the_stage_goes_on_later(
     assert len(open_stage(tmp_path / "s").keys()) == done + 2
 
 
+@pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_a_signal_before_the_command_is_found_is_told_too(
+    tmp_path: Path, python: Callable[..., Any], number: int, code: int, word: str
+) -> None:
+    script = tmp_path / "early.py"
+    script.write_text(
+        f"""
+import signal, typer
+from pixelsem.cli.groups import RootGroup, run
+app = typer.Typer(cls=RootGroup)
+
+@app.callback()
+def root(early: bool = typer.Option(False, "--early", callback=lambda early: early and signal.raise_signal({number}))):
+    pass
+
+@app.command()
+def talk():
+    print("done")
+
+run(app)
+"""
+    )
+    assert python(script, "talk").stdout == "done\n"
+    done = python(script, "--early", "talk")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"pixelsem: {word}; what is done stays done, the same command goes on from there\n"
+
+
 def test_what_is_ignored_stays_ignored_as_nohup_wants(script: Path, tmp_path: Path) -> None:
     process = start(
         script, "work", tmp_path / "s", "--items", "10", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)

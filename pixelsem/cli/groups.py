@@ -56,6 +56,13 @@ class RootGroup(TyperGroup):
             return run()
         sys.exit(_exit_code(run))
 
+    def make_context(self, *given: Any, **options: Any) -> Any:
+        """Read the command line, which a signal may end before there is a command."""
+        try:
+            return super().make_context(*given, **options)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(_stopped(error)) from error
+
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand; what it raises becomes one line on stderr and an exit code."""
         try:
@@ -68,12 +75,8 @@ class RootGroup(TyperGroup):
                 raise
             Console().problem(f"out of memory ({one_line(error)[:200]}); {_SMALLER}")
             raise typer.Exit(EXIT_USAGE) from error
-        except Terminated as error:
-            Console().problem(f"terminated; {_STOPPED}")
-            raise typer.Exit(EXIT_TERMINATED) from error
         except KeyboardInterrupt as error:
-            Console().problem(f"interrupted; {_STOPPED}")
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            raise typer.Exit(_stopped(error)) from error
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
@@ -88,6 +91,13 @@ def _exit_code(run: Callable[[], Any]) -> int:
         silence_stdout()
         return EXIT_SOME_FAILED
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _stopped(error: KeyboardInterrupt) -> int:
+    """Say which signal ended the command; return the exit code for it."""
+    terminated = isinstance(error, Terminated)
+    Console().problem(f"{'terminated' if terminated else 'interrupted'}; {_STOPPED}")
+    return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
 
 
 def _show_usage_error(error: TyperException) -> int:
