@@ -24,7 +24,7 @@ from pixelsem.metrics.intervals import (
     rate_by_cluster,
     wilson,
 )
-from pixelsem.metrics.setups import AttackStage, combine, opposites
+from pixelsem.metrics.setups import AttackStage, combine, opposites, search_identity
 from pixelsem.records import AttackRecord
 
 # --- intervals
@@ -309,6 +309,13 @@ def test_networks_are_called_by_the_files_of_their_weights_where_these_differ():
     assert [setup.variant for setup in combine(made)[0]] == ["model digest=abababab", "model digest=cdcdcdcd"]
     made = stages(("a", of("ab", "1.pt"), [record()]), ("b", of("ab", "2.pt"), [record(to="dog")]))
     assert [setup.variant for setup in combine(made)[0]] == ["a", "b"]
+
+
+def test_where_a_search_was_run_is_no_difference():
+    local, ray = info(engine="local"), info(engine="ray", address="head:6379", ray_workers=4)
+    setups, _ = combine(stages(("a", local, [record("1.png")]), ("b", ray, [record("2.png")])))
+    assert [(setup.stages, setup.variant) for setup in setups] == [(["a", "b"], "")]
+    assert search_identity(local) == search_identity(ray)
 
 
 def test_regions_changed_in_another_way_stay_apart():

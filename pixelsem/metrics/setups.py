@@ -17,7 +17,8 @@ _NOT_THE_SEARCH = frozenset({
     "region", "masks", "match_area", "grow", "shrink", "flagged", "targeted", "target", "labels", "repeats",
     "seed", "limit", "sample", "time_limit", "preset", "device", "batch_size", "in_flight", "inputs", "images",
     "model", "weights", "defense", "arch", "scale", "mean", "std", "input_size", "classes", "output", "run",
-    "overwrite", "json", "quiet", "evaluator", "explain", "workers", "shard", "keep", "attempts",
+    "overwrite", "json", "quiet", "evaluator", "explain", "workers", "shard", "keep", "attempts", "engine", "address",
+    "ray_workers",
 })  # fmt: skip
 
 #: Options that change foreground and background, and mean nothing for the whole image.
