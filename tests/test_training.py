@@ -393,6 +393,20 @@ def test_leaves_weights_a_card_and_a_record_of_every_epoch(data: Path) -> None:
     assert f"test accuracy {100 * accuracy:.2f} %; use it with --model model.py:make --weights {file}" in result.stderr
 
 
+def test_training_goes_on_from_given_weights(data: Path) -> None:
+    file = Path(json.loads(defend("--data", "data", "--json").stdout)["weights"])
+    summary = json.loads(defend("--data", "data", "--json", "--weights", file, "--epochs", "1", "--lr", "0").stdout)
+    before, after = (load_classifier("model.py:make", weights=path).state_dict() for path in (file, summary["weights"]))
+    learned = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in learned), "steps of length 0"
+    assert summary["test_accuracy"] > 0.9
+    stage = open_stage(Path(summary["stage"]))
+    assert "from the weights of model.py-make.safetensors" in (stage.path / "model.py-make.md").read_text()
+    other = Path(json.loads(defend("--data", "data", "--json", "--seed", "1").stdout)["weights"])
+    refused = defend("--data", "data", "--weights", other, "--epochs", "1", "--lr", "0", "-o", stage.path, code=2)
+    assert "-o" in refused.output
+
+
 def test_the_card_tells_the_accuracy_of_the_file(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding that breaks the network must show, whatever the epochs said."""
     from pixelsem.models import checkpoints

@@ -38,6 +38,10 @@ def train(
         Path, typer.Option(help="Folder with train/CLASS/… and test/CLASS/…, or torchvision's CIFAR-10 folder.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Architecture (see `pixelsem models`).")] = "allconv",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Start from these weights, not from random ones.", metavar="FILE", show_default=False),
+    ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -62,20 +66,22 @@ def train(
     where = pick_device(training.device)
     train_set, test_set, names = _load(data)
     images, test_images = train_set[0], test_set[0]
-    classifier = load_classifier(model, weights="none", class_names=names)
+    classifier = load_classifier(model, weights=weights or "none", class_names=names)
     _check_size(data, images, classifier)
     _check_size(data, test_images, classifier)
     resolved = settings.resolved(*classifier.preprocessing.size)
     regions = _regions(console, data, masks, settings, (images, test_images), classifier)
     content = _digest(*train_set, *test_set)
     identity = {"settings": resolved.to_dict(), "model": model, "classes": names, "data": content}
+    if weights is not None:
+        identity["weights"] = classifier.digest
     name = Path(model).name.replace(":", "-")  # of FILE.py:FUNCTION without its folder
     stage = open_output(
         context,
         f"train-{name}-{settings.method}",
         kind="train",
         identity=identity if masks is None else {**identity, "masks": masks_identity(masks)},
-        options=options_of(settings, training, data=data, model=model, masks=masks),
+        options=options_of(settings, training, data=data, model=model, weights=weights, masks=masks),
         inputs={"data": data} if masks is None else {"data": data, "masks": masks},
         output=output,
         modules=("numpy", "torch"),
@@ -95,7 +101,7 @@ def train(
     # What counts is the file: rounding to fp16 may tip a prediction.
     saved = load_classifier(model, weights=file).to(where)
     found = _accuracies(saved, test_set, regions and regions[1], resolved, where)
-    card = model_card(classifier, resolved, described, log, found, (stage.info.versions or {})["torch"])
+    card = model_card(classifier, resolved, described, log, found, (stage.info.versions or {})["torch"], weights)
     write_text(file.with_suffix(".md"), card)
     counts = {"images": described.train, "test_images": described.test, "epochs": len(log)}
     close_output(stage, counts, started)

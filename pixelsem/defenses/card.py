@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pixelsem.defenses.robustness import find_collapse
 from pixelsem.defenses.settings import TrainSettings
@@ -37,10 +38,12 @@ def model_card(
     log: list[EpochRecord],
     accuracies: Accuracies,
     torch: str,
+    weights: Path | None = None,
 ) -> str:
     """Return a Markdown page: what the network is, its data, recipe, seed and accuracies.
 
-    ``settings`` are resolved, ``log`` holds every epoch, ``torch`` is the version trained with.
+    ``settings`` are resolved, ``log`` holds every epoch, ``torch`` is the version trained with,
+    ``weights`` the file that training started from.
     """
     known = ARCHITECTURES.get(classifier.name)
     source = known.source if known else classifier.name
@@ -49,6 +52,7 @@ def model_card(
     preprocessing = classifier.preprocessing
     mean, std = (", ".join(f"{v:g}" for v in part) for part in (preprocessing.mean, preprocessing.std))
     height, width = preprocessing.size
+    start = "" if weights is None else f", from the weights of {weights.name}"
     return f"""# {classifier.name}
 
 {source}. {sum(p.numel() for p in classifier.parameters()):,} parameters.
@@ -58,7 +62,7 @@ def model_card(
 - Data: {data.name}; {data.train:,} training images, {data.test:,} test images.
 - **Test accuracy: {_rate(accuracies.clean, data.test)} of the saved weights, scored in fp32.
 {_robustness(settings, data, log, accuracies)}\
-- Trained by `pixelsem defend train --model {classifier.name} --method {settings.method}` with torch {torch}.
+- Trained by `pixelsem defend train --model {classifier.name} --method {settings.method}` with torch {torch}{start}.
 
 ## Recipe
 

@@ -116,6 +116,7 @@ def train(
 ) -> Iterator[EpochRecord | float]:
     """Train ``classifier`` in place; yield every epoch's record, and in between the share done in [0, 1].
 
+    One that is trained already goes on from its weights; any other starts from weights drawn by the seed.
     ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU, ``regions`` bool [N, H, W] of both:
     where their images may be attacked, by default everywhere. After every epoch the state is written to
     ``checkpoint`` (atomically); where that file exists, its epochs are yielded and training goes on from there. The
@@ -133,6 +134,8 @@ def train(
     _start(classifier, settings, device)
     run = _Run(classifier, settings, per_epoch * settings.epochs)
     identity = {**asdict(settings), "images": len(images), "model": classifier.name}
+    if classifier.trained:
+        identity["weights"] = classifier.digest
     log: list[EpochRecord] = []
 
     def epoch(number: int) -> Iterator[EpochRecord | float]:
@@ -180,12 +183,12 @@ def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
 
 
 def _start(classifier: Classifier, settings: TrainSettings, device: torch.device) -> None:
-    """Let every layer that can draw its initial weights anew, by the seed; set the dropout of the settings."""
+    """Let every layer of an untrained network draw its weights by the seed; set the dropout of the settings."""
     torch.manual_seed(settings.seed)
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):
             module.p = settings.dropout
-        if callable(reset := getattr(module, "reset_parameters", None)):
+        if not classifier.trained and callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     classifier.requires_grad_(True)
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
