@@ -277,7 +277,7 @@ def make_attack(path: Path, attack: str, levels: dict[str, int], **options) -> P
 def loaded(stage: Path, **options) -> list[PanelRow]:
     asked = evaluate_panels.PanelOptions(**options)
     lines = evaluate_panels._FigureData(AttackStages([stage])).choose(asked)
-    return evaluate_panels._load(lines, asked.rows, asked.l2)[1]
+    return evaluate_panels._load(lines, asked.rows, asked.l2, {})[1]
 
 
 def rows_of(call, *arguments: object) -> list[str]:
