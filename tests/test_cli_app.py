@@ -167,9 +167,10 @@ run(app)
 """
     )
     assert python(script, "talk").stdout == "done\n"
-    done = python(script, "--early", "talk")
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == f"pixelsem: {word}; what is done stays done, the same command goes on from there\n"
+    process = start(script, "--early", "talk")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (code, "")
+    assert errors == f"pixelsem: {word}; what is done stays done, the same command goes on from there\n"
 
 
 def test_what_is_ignored_stays_ignored_as_nohup_wants(script: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -323,17 +322,12 @@ class FakeNetwork:
     kind = "soft"
     batch = 8
     whole = False
-    inside = 0
 
     def __init__(self, weights: str) -> None:
         self.identity = {"weights": weights}
 
     def __call__(self, images: list[Image8], ids: list[str]) -> list[NDArray[np.uint16]]:
         assert len(images) == len(ids) == 1
-        self.inside += 1
-        assert self.inside == 1, "a network takes one call at a time"
-        time.sleep(0.01)
-        self.inside -= 1
         return [np.where(image[..., 0] > 165, 60000, 6000).astype(np.uint16) for image in images]
 
 
