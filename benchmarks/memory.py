@@ -48,6 +48,15 @@ CUTS: dict[str, list[str]] = {
 }
 #: The side of the square that the exhaustive search tries, at 224×224 pixels.
 SQUARE = {MODEL: 16, LARGE_MODEL: 6}
+#: A small process that starts the command and then prints its peak: a process counts as its own what its parent held
+#: when it was started, and this one may hold a gigabyte of PyTorch.
+_STARTER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(f"\\n{usage.ru_maxrss}")
+sys.exit(os.waitstatus_to_exitcode(status) & 255)
+"""
 #: What ``ru_maxrss`` counts in.
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -84,17 +93,11 @@ def run_process(command: Sequence[str]) -> tuple[str, int]:
     Raises :class:`PixelsemError` with its last words where it fails.
     """
     environment = os.environ | {"PYTHONPATH": str(checkout.ROOT)}
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
-        assert process.stdout is not None
-        printed = process.stdout.read()
-        # Of this process alone: what getrusage tells is the largest of all children so far.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise PixelsemError(f"{' '.join(command)}: exit code {process.returncode}: {said.read()[-500:]}")
-    return printed, usage.ru_maxrss * _UNIT
+    done = subprocess.run([sys.executable, "-c", _STARTER, *command], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise PixelsemError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr[-500:]}")
+    printed, peak = done.stdout.rstrip("\n").rsplit("\n", 1)
+    return printed, int(peak) * _UNIT
 
 
 def measure(attack: str, model: str, options: argparse.Namespace) -> Row:
