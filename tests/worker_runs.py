@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,13 +86,18 @@ def call(*arguments: str, code: int = 0, **environment: str) -> subprocess.Compl
     return done
 
 
+def heed_signals() -> None:
+    """A child started in the background may have been told to ignore Ctrl-C, and would pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str, stage: str) -> subprocess.Popen[str]:
     """Start an attack into ``stage``; return when it has a record and stands still, until ``hold`` is removed."""
     Path("hold").touch()
     manifest = Path(stage, "manifest.jsonl")
     process = subprocess.Popen(
         command("-o", stage, *arguments), env={**os.environ, "HOLD": str(manifest)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_signals,
     )  # fmt: skip
     deadline = time.monotonic() + 400
     while not (manifest.exists() and manifest.read_text()):
