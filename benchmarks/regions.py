@@ -73,8 +73,8 @@ def _network(method: str, weights: str) -> Case:
 
 def _attention(method: str) -> Case:
     def settings(options: argparse.Namespace, small: bool) -> Settings:
-        model = SMALL_MODEL if small else PHOTO_MODEL
-        return METHODS[method].settings(model=model, labels="predicted", device=options.device)
+        model, weights = (SMALL_MODEL, None) if small else (PHOTO_MODEL, Path("none"))
+        return METHODS[method].settings(model=model, weights=weights, labels="predicted", device=options.device)
 
     return Case(method, method, settings, f"{SMALL_MODEL}; photos: {PHOTO_MODEL}, random")
 
