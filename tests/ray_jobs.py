@@ -21,7 +21,8 @@ class Doubling:
 
     ``log`` is a folder: every image leaves a file there when it is begun. An image in ``once`` is deadly only as long
     as it has left none. Images named in ``broken`` raise an error, those in ``wrong`` one that nothing helps against.
-    Where ``refuses`` is set, the work cannot be set up.
+    Those in ``together`` are worked on once all of them are begun, and fail after 200 seconds. Where ``refuses`` is
+    set, the work cannot be set up.
     """
 
     log: Path
@@ -29,6 +30,7 @@ class Doubling:
     once: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
     refuses: str = ""
     dies_at_start: bool = False
     parts: int = 1
@@ -46,6 +48,8 @@ class Doubling:
             begun = self.log / f"{item.id}.{time.time_ns()}"
             known = any(self.log.glob(f"{item.id}.*"))
             begun.touch()
+            if item.id in self.together:
+                self._wait()
             if item.id in self.deadly or (item.id in self.once and not known):
                 os._exit(7)
             if item.id in self.broken:
@@ -57,3 +61,10 @@ class Doubling:
                 if key not in done:
                     time.sleep(self.seconds)
                     yield key, (item.id, part, 2 * int(item.id), os.getpid())
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 200
+        while not all(any(self.log.glob(f"{name}.*")) for name in self.together):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not all of {self.together} are begun")
+            time.sleep(0.01)

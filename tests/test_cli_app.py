@@ -112,8 +112,10 @@ def _heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(script: Path, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, str(script), *map(str, arguments)]
+def start(script: Path, *arguments: str | Path, module: str | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start a script with arguments; ``module`` is the name to start it by, as ``python -m`` does."""
+    words = [str(script)] if module is None else ["-m", module]
+    command = [sys.executable, *words, *map(str, arguments)]
     options = {"preexec_fn": _heed_signals, **options}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -142,6 +144,41 @@ def test_a_signal_ends_the_run_and_the_stage_goes_on_later(
     again = python(script, "work", tmp_path / "s", "--items", str(done + 2))
     assert (again.returncode, again.stdout) == (0, "one\none\n")
     assert len(open_stage(tmp_path / "s").keys()) == done + 2
+
+
+@pytest.mark.parametrize("twist", ["raise KeyboardInterrupt from None", "raise", "signal.raise_signal(15)"])
+@pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_the_exit_code_is_that_of_the_signal_whatever_a_library_makes_of_it(
+    tmp_path: Path, number: int, code: int, word: str, twist: str
+) -> None:
+    """Another interrupt in its place, as Ray raises; one that came by the exec() of a text; a second signal."""
+    if number == signal.SIGINT and twist.startswith("signal"):
+        code, word = 143, "terminated"
+    (tmp_path / "late.py").write_text(
+        f"""
+import atexit, signal, typer
+from pixelsem.cli.groups import RootGroup, run
+app = typer.Typer(cls=RootGroup)
+
+@app.callback()
+def root():
+    pass
+
+@app.command()
+def work():
+    try:
+        exec("signal.raise_signal({number})")
+    except KeyboardInterrupt:
+        atexit.register(lambda: {number} == signal.SIGTERM and signal.raise_signal({number}))
+        {twist}
+
+run(app)
+"""
+    )
+    process = start(tmp_path, "work", cwd=tmp_path, module="late")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (code, "")
+    assert errors == f"pixelsem: {word}; what is done stays done, the same command goes on from there\n"
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])

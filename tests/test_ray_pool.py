@@ -68,6 +68,36 @@ def test_devices_that_ray_cannot_deal_out_are_refused() -> None:
         shares("cuda", None, [{"CPU": 1.0}])
 
 
+def test_sigterm_is_answered_as_before_while_and_after_ray_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    import ctypes
+
+    below = ctypes.pythonapi.PyOS_getsig
+    below.restype = ctypes.c_void_p
+    ignored = ctypes.c_void_p(1)  # SIG_IGN of C
+    came: list[int] = []
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("this is Ray's"))
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+        ctypes.pythonapi.PyOS_setsig(signal.SIGTERM, ignored)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        handler = below(signal.SIGTERM)
+        with connected("local") as nodes:
+            assert nodes == []
+            assert below(signal.SIGTERM) == handler
+            signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # On a cluster
 
 
@@ -225,6 +255,7 @@ def test_workers_that_all_die_at_the_start_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_groups_are_taken_only_by_workers_that_are_free(tmp_path: Path) -> None:
+    """The first two wait for each other: both workers have one at the same time."""
     taken: list[int] = []
     finished: set[str] = set()
     most = 0
@@ -236,7 +267,8 @@ def test_groups_are_taken_only_by_workers_that_are_free(tmp_path: Path) -> None:
             most = max(most, len(taken) - len(finished))
             yield Group(numbered(30)[number : number + 1], 1)
 
-    run = Run(Doubling(tmp_path), 0, groups=groups(), look=lambda result: finished.add(result[0]))
+    job = Doubling(tmp_path, together=("0", "1"))
+    run = Run(job, 0, groups=groups(), look=lambda result: finished.add(result[0]))
     assert run.found == expected(range(30))
     assert most == 2
 
@@ -244,13 +276,17 @@ def test_groups_are_taken_only_by_workers_that_are_free(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_pauses_while_its_results_are_not_taken(tmp_path: Path) -> None:
-    """200 images are one group; while the first result is looked at, no more than a few are begun."""
+    """200 images are one group; while the first result is looked at, a few more are begun, and then no others."""
     begun: list[int] = []
 
     def look(_: Any) -> None:
-        if not begun:
-            time.sleep(2)
-            begun.append(len(list(tmp_path.iterdir())))
+        if begun:
+            return
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(2)
+        begun.append(len(list(tmp_path.iterdir())))
 
     run = Run(Doubling(tmp_path), 200, workers=1, groups=iter([Group(numbered(200), 1)]), look=look)
     assert len(run.found) == 200

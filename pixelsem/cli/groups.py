@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -31,8 +34,25 @@ _STOPPED = "what is done stays done, the same command goes on from there"
 _SMALLER = "ask for less at a time (--batch-size, --in-flight, --population, --limit), or take smaller images"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM (a scheduler's time limit) or SIGHUP, to be unwound like Ctrl-C."""
+@dataclass
+class _Ending:
+    """How signals end the command.
+
+    :ivar terminated: SIGTERM (a scheduler's time limit) or SIGHUP came. It is unwound like Ctrl-C; what tells them
+        apart is kept here and not in the exception, as libraries put a KeyboardInterrupt of their own in its place.
+    :ivar said: the line was printed.
+    """
+
+    terminated: bool = False
+    said: bool = False
+
+    @property
+    def code(self) -> int:
+        """The exit code of a command that a signal ended."""
+        return EXIT_TERMINATED if self.terminated else EXIT_INTERRUPTED
+
+
+_ending = _Ending()
 
 
 class RootGroup(TyperGroup):
@@ -54,6 +74,7 @@ class RootGroup(TyperGroup):
 
         if not standalone_mode:
             return run()
+        _ending.terminated = _ending.said = False
         sys.exit(_exit_code(run))
 
     def make_context(self, *given: Any, **options: Any) -> Any:
@@ -61,7 +82,7 @@ class RootGroup(TyperGroup):
         try:
             return super().make_context(*given, **options)
         except KeyboardInterrupt as error:
-            raise typer.Exit(_stopped(error)) from error
+            raise typer.Exit(_stopped()) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand; what it raises becomes one line on stderr and an exit code."""
@@ -76,7 +97,7 @@ class RootGroup(TyperGroup):
             Console().problem(f"out of memory ({one_line(error)[:200]}); {_SMALLER}")
             raise typer.Exit(EXIT_USAGE) from error
         except KeyboardInterrupt as error:
-            raise typer.Exit(_stopped(error)) from error
+            raise typer.Exit(_stopped()) from error
 
 
 def _exit_code(run: Callable[[], Any]) -> int:
@@ -85,19 +106,25 @@ def _exit_code(run: Callable[[], Any]) -> int:
         sys.stdout.flush()
     except TyperException as error:
         return _show_usage_error(error)
-    except typer.Abort:
-        return EXIT_INTERRUPTED
+    except (typer.Abort, KeyboardInterrupt):
+        return _stopped()
     except BrokenPipeError:
         silence_stdout()
         return EXIT_SOME_FAILED
+    if code == EXIT_INTERRUPTED and not _ending.said:  # typer's answer, where it was between its calls of ours
+        return _stopped()
     return code if isinstance(code, int) else EXIT_OK
 
 
-def _stopped(error: KeyboardInterrupt) -> int:
-    """Say which signal ended the command; return the exit code for it."""
-    terminated = isinstance(error, Terminated)
-    Console().problem(f"{'terminated' if terminated else 'interrupted'}; {_STOPPED}")
-    return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+def _stopped() -> int:
+    """Say, once, which signal ended the command; return the exit code for it."""
+    if not _ending.said:
+        _ending.said = True
+        for number in _asking_to_end():
+            if signal.getsignal(number) == _terminate:
+                signal.signal(number, signal.SIG_IGN)  # it ends as it is; another one would change its exit code
+        Console().problem(f"{'terminated' if _ending.terminated else 'interrupted'}; {_STOPPED}")
+    return _ending.code
 
 
 def _show_usage_error(error: TyperException) -> int:
@@ -157,16 +184,34 @@ def group_with_default(default: str) -> type[TyperGroup]:
 
 def run(app: typer.Typer) -> None:
     """Run ``app`` as this process's command line: the signals and streams that a program should have."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
+    for number in _asking_to_end():
         # What is ignored stays so: nohup asks for it.
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+        if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _terminate)
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):  # names of files need not be text
             stream.reconfigure(errors="surrogateescape")
+    atexit.register(_leave)  # the first one to be registered is the last one to be called
     app(prog_name="pixelsem")
 
 
+def _asking_to_end() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    _ending.terminated = True
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    """End the process with the code that was decided on, where a signal ended the command.
+
+    Python itself dies of SIGINT in its place once a KeyboardInterrupt came by any ``exec()`` of a text (that of
+    dataclasses, say), though it was caught.
+    """
+    if _ending.said:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # as the interpreter: nobody is there to be told
+                stream.flush()
+        os._exit(_ending.code)

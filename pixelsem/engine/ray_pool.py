@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -404,18 +403,22 @@ def _nobody(address: str, option: str) -> PixelsemError:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray replaces by its own when it connects."""
+    """Keep this process's answer to SIGTERM, which Ray replaces when it connects.
+
+    It does so twice: at the start, in Python, which is held off here, and below Python, hundredths of a second before
+    it is connected, which is undone here; a signal that comes in between ends the process in Ray's own way.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-    ended = False
+    set_signal, before = signal.signal, signal.getsignal(signal.SIGTERM)
+
+    def set_other(number: int, handler: Any) -> Any:
+        return before if number == signal.SIGTERM else set_signal(number, handler)
+
+    signal.signal = set_other  # type: ignore[assignment]
     try:
         yield
-    except SystemExit:  # how Ray answers
-        ended = True
     finally:
+        signal.signal = set_signal
         signal.signal(signal.SIGTERM, before)
-    if ended:
-        os.kill(os.getpid(), signal.SIGTERM)
-        sys.exit(1)  # where the signal is ignored
