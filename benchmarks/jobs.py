@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -150,18 +150,27 @@ class Ended:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What a search's history holds. Equal to 1e-6: the rounding of a sum depends on what else is in a batch."""
+    """What a search's history holds. Floats are equal to within ``TOLERANCE``, all else is equal exactly.
+
+    How a sum of floats is rounded depends on what else is in a batch, and after an interruption that is what was left.
+    """
 
     arrays: dict[str, NDArray[Any]]
+
+    #: Of the value, and of 1: ten to a hundred roundings of a float32.
+    TOLERANCE: ClassVar = {"rtol": 1e-5, "atol": 1e-6}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Curves) or self.arrays.keys() != other.arrays.keys():
             return False
-        pairs = ((array, other.arrays[name]) for name, array in self.arrays.items())
-        return all(
-            a.dtype == b.dtype and a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
-            for a, b in pairs
-        )
+        return all(self._same(array, other.arrays[name]) for name, array in self.arrays.items())
+
+    def _same(self, one: NDArray[Any], other: NDArray[Any]) -> bool:
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        if one.dtype.kind != "f":
+            return np.array_equal(one, other)
+        return np.allclose(other, one, **self.TOLERANCE, equal_nan=True)
 
 
 class Starter:

@@ -152,6 +152,28 @@ def test_networks_are_compared_bit_by_bit_and_not_by_their_times(jobs: ModuleTyp
     assert jobs.differences(one, save("two", nearby, 3.0)) == ["checkpoint.pt: differs", "net.md: differs"]
 
 
+@pytest.mark.parametrize(
+    ("losses", "accepted", "same"),
+    [
+        ([20.0, 0.5, np.nan], 2, True),
+        ([np.nextafter(np.float32(20), np.float32(21)), 0.5, np.nan], 2, True),
+        ([20.0 + 1e-4, 0.5 - 4e-6, np.nan], 2, True),
+        ([20.0 + 1e-3, 0.5, np.nan], 2, False),
+        ([20.0, 0.5 + 1e-5, np.nan], 2, False),
+        ([20.0, np.nan, np.nan], 2, False),
+        ([20.0, 0.5], 2, False),
+        ([20.0, 0.5, np.nan], 3, False),
+    ],
+)
+def test_histories_are_the_same_up_to_the_rounding_of_sums(
+    jobs: ModuleType, tmp_path: Path, losses: list[float], accepted: int, same: bool
+) -> None:
+    for folder, values, count in (("one", [20.0, 0.5, np.nan], 2), ("two", losses, accepted)):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "0.npz", loss=np.array(values, np.float32), accepted=np.array([count]))
+    assert jobs.differences(tmp_path / "one", tmp_path / "two") == ([] if same else ["0.npz: differs"])
+
+
 @pytest.fixture
 def lab(harness: Callable[[str], ModuleType], tmp_path: Path) -> Iterator[Any]:
     """A laboratory with few images."""
