@@ -51,9 +51,14 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files below ``folder`` that writers which were killed left; nobody may be writing there."""
-    for parent, _, names in os.walk(folder):
+def remove_temporaries(folder: Path, *, below: bool = True) -> None:
+    """Remove the temporary files that writers which were killed left in ``folder``, and in folders ``below`` it.
+
+    Nobody may be writing there.
+    """
+    for parent, folders, names in os.walk(folder):
+        if not below:
+            folders.clear()
         for name in filter(is_temporary, names):
             with suppress(OSError):
                 Path(parent, name).unlink()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pixelsem.cli import evaluate
 from pixelsem.cli.groups import RootGroup
+from pixelsem.locks import LOCK_FILE, StageLock
 from pixelsem.stage import Stage, StageInfo
 
 REGIONS = ("original", "foreground", "background")
@@ -365,6 +367,36 @@ def test_a_path_out_of_the_stage(call, three):
     result = call(three[0])
     assert result.exit_code == 2
     assert "line 1: the path '../../secret.png' leaves its folder; refused" in problem(result)
+
+
+def test_two_commands_do_not_write_to_one_folder(call, three, tmp_path):
+    lock = StageLock.acquire(tmp_path / "tables", "evaluate figures")
+    try:
+        result = call(*three, "-o", "tables")
+        assert result.exit_code == 2
+        assert f"`pixelsem evaluate figures`, process {os.getpid()}" in problem(result)
+        assert os.listdir("tables") == [LOCK_FILE]
+    finally:
+        lock.release()
+    assert call(*three, "-o", "tables").exit_code == 0
+    assert LOCK_FILE not in os.listdir("tables")
+
+
+def test_what_a_killed_command_left_is_removed(call, three, tmp_path):
+    killed = (
+        "import os, sys; from pixelsem.locks import *; StageLock.acquire(Path(sys.argv[1]), 'evaluate'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, "tables"], check=False)
+    left, of_another = (Path("tables", name, ".0123456789abcdef.tmp") for name in (".", "stage"))
+    for path in (left, of_another):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    result = call(*three, "-o", "tables")
+    assert result.exit_code == 0
+    assert "which is gone, was taken over" in problem(result)
+    assert not left.exists()
+    assert of_another.exists()
+    assert LOCK_FILE not in os.listdir("tables")
 
 
 def test_output_that_is_a_file(call, three, tmp_path):

@@ -230,6 +230,8 @@ def test_what_a_killed_writer_leaves_is_told_from_results_and_removed(tmp_path: 
     for name in results:
         assert not is_temporary(name)
         (tmp_path / name).touch()
+    remove_temporaries(tmp_path, below=False)
+    assert os.listdir(target.parent) == [left]
     remove_temporaries(tmp_path)
     assert os.listdir(target.parent) == []
     assert sorted(os.listdir(tmp_path)) == sorted([*results, "deep"])

@@ -326,6 +326,15 @@ def test_regions_changed_in_another_way_stay_apart():
     assert len(combine(made)[0]) == 2
 
 
+def test_variants_are_worded_as_options_are():
+    made = stages(
+        ("a", info("foreground", match_area=False, early_stop=True, top_k=None), [record(region="foreground")]),
+        ("b", info("foreground", match_area=True, early_stop=False, top_k=3), [record(region="foreground")]),
+    )
+    expected = ["early-stop, top-k=-", "no-early-stop, match-area, top-k=3"]
+    assert [setup.variant for setup in combine(made)[0]] == expected
+
+
 def test_opposites_differ_in_one_option():
     made = [info(), info(constraint="revert"), info(constraint="revert", population=9)]
     setups, _ = combine(stages(*((str(n), what, [record()]) for n, what in enumerate(made))))

@@ -27,7 +27,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.groups import group_with_default
 from pixelsem.cli.options import expand
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 
 Stages = Annotated[
     list[Path] | None,
@@ -70,7 +70,7 @@ def evaluate_success(*, context: typer.Context, stages: Stages = None, options: 
     console = Console(quiet=options.quiet, as_json=options.json)
     attacks = open_attacks(stages, options.run, console.note)
     identity = digest({"stages": attacks.identities})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-success-{identity[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-success-{identity[:6]}")
     tables = success_tables(attacks.setups, options.confidence)
     summary = {"inputs": attacks.names, "failures": attacks.failures}
     show_tables(console, folder, tables, attacks.notes, summary, shown=BRIEF)

@@ -14,7 +14,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.options import SelectionOptions
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.models.options import load, parse_models
 from pixelsem.models.settings import ModelOptions
@@ -74,7 +74,7 @@ def evaluate_accuracy(
     if not work.rows:
         exit_with(console, work.failures)
     key = digest({"models": work.digests, "images": fingerprint(items), "resize": data.resize})
-    folder = options.output or options.run / f"evaluate-accuracy-{key[:6]}"
+    folder = tables_folder(context, options, [], f"evaluate-accuracy-{key[:6]}")
     tables = [accuracy_table(work.rows, options.confidence), classes_table(work.rows)]
     show_tables(console, folder, tables, work.notes, {"models": work.digests, "failures": work.failures})
     exit_with(console, work.failures)

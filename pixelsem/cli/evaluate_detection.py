@@ -12,7 +12,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.defend_detect import ATTACK_FILE, detection_records
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import PixelsemError, StageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def evaluate_detection(
     tables = [*([shown] if shown else []), *([detection_table(rows, options.confidence)] if rows else [])]
     tables += [flagged_table(flagged)] if flagged else []
     identity = digest({"detection": sorted(stage.info.identity for stage in work.stages.values())})
-    folder = output_folder(context, options, paths, f"evaluate-detection-{identity[:6]}")
+    folder = tables_folder(context, options, paths, f"evaluate-detection-{identity[:6]}")
     figures = {"roc": lambda: draw_roc(rows)} if rows else {}
     files = write_figures(console, folder, figures, drawing.formats)
     summary = {"inputs": list(work.stages), "figures": files}

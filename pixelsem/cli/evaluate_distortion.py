@@ -10,7 +10,7 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -67,7 +67,7 @@ def evaluate_distortion(
             rows += _rows(group, what.device, failures, options.confidence)
             bar.update(number)
     key = digest({"stages": attacks.identities, "common": what.common})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-distortion-{key[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-distortion-{key[:6]}")
     level = options.confidence
     tables = [distortion_table(rows, level, what.common), norms_table(rows, level)]
     show_tables(console, folder, tables, notes, {"inputs": attacks.names, "failures": failures})

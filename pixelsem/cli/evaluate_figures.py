@@ -12,7 +12,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, need_matplotlib, write_figures
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder
+from pixelsem.cli.tables import TableOptions, tables_folder
 from pixelsem.errors import PixelsemError, StageError
 from pixelsem.settings import Settings, option
 
@@ -71,7 +71,7 @@ def evaluate_figures(
     if not drawn:
         raise PixelsemError(f"{', '.join(attacks.names)}: no image was attacked; there is nothing to draw")
     key = digest({"stages": attacks.identities, "curves": what.curves, "lines": what.lines})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-figures-{key[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-figures-{key[:6]}")
     means = [(one.setup, one.region, one.mean) for one in fitness]
     tables = figure_tables(attacks.setups, means, options.confidence)
     write_tables(folder, tables)

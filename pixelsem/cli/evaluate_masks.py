@@ -14,7 +14,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import NAMES_SHOWN, exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.files import reason
 from pixelsem.settings import Settings, option
@@ -84,7 +84,7 @@ def evaluate_masks(*, context: typer.Context, masks: Masks = None, what: MaskOpt
     if len(inputs) > 1:
         tables.append(agreement_table(work.pairs(names, level), level))
     paths = [source.path for source in inputs.values()]
-    folder = output_folder(context, options, paths, f"evaluate-masks-{_identity(inputs, truth, what, names)[:6]}")
+    folder = tables_folder(context, options, paths, f"evaluate-masks-{_identity(inputs, truth, what, names)[:6]}")
     write_text(folder / "images.csv", to_csv(images_table(rows)))
     shown = {"inputs": [*map(str, paths)], "failures": work.problems()}
     show_tables(console, folder, tables, notes, shown)

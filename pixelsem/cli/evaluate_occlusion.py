@@ -16,7 +16,7 @@ from pixelsem.cli.evaluate_masks import Masks, open_masks
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.models.options import load, model_of, parse_models
 from pixelsem.models.settings import ModelOptions
@@ -109,7 +109,7 @@ def evaluate_occlusion(
         raise PixelsemError(f"{', '.join(str(source.path) for source in sources.values())}: no image has a mask")
     asked = {"tau": what.tau, "fill": what.fill, "labels": what.labels, "resize": what.resize}
     key = digest({"masks": [source.identity() for source in sources.values()], "models": digests, **asked})
-    folder = output_folder(
+    folder = tables_folder(
         context, options, [source.path for source in sources.values()], f"evaluate-occlusion-{key[:6]}"
     )
     files = write_figures(console, folder, {"occlusion": partial(draw_occlusion, rows)}, drawing.formats)

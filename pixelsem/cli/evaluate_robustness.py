@@ -14,7 +14,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import PixelsemError, StageError
 from pixelsem.settings import Settings, option
 from pixelsem.transforms.registry import TRANSFORMS
@@ -99,7 +99,7 @@ def evaluate_robustness(
         raise PixelsemError(f"{', '.join(attacks.names)}: nothing was attacked; there is nothing to defend against")
     used = [stage.info.contents for stage in transformed]
     key = digest({"stages": attacks.identities, "transformed": used, "what": [*what.defense], "common": what.common})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-robustness-{key[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-robustness-{key[:6]}")
     figures = {"robustness": partial(draw_robustness, rows)} if curves_of(rows) else {}
     files = write_figures(console, folder, figures, drawing.formats)
     summary = {"inputs": attacks.names, "figures": files, "failures": work.failures}

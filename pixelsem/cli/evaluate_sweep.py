@@ -12,7 +12,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -66,7 +66,7 @@ def evaluate_sweep(
     if not rows:
         raise PixelsemError(f"{', '.join(attacks.names)}: no image was attacked; there is nothing to show")
     key = digest({"stages": attacks.identities, "x": x, "y": y, "heat_map": what.heat_map})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-sweep-{key[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-sweep-{key[:6]}")
     draw = partial(draw_heat_maps, rows, x, y or "") if what.heat_map else partial(draw_lines_of, rows, x, y)
     files = write_figures(console, folder, {"sweep": draw}, drawing.formats)
     summary = {"inputs": attacks.names, "x": x, "y": y, "figures": files, "failures": failures}

@@ -14,7 +14,7 @@ from pixelsem.cli.console import Console
 from pixelsem.cli.evaluate_masks import Masks, open_masks
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import InputError, PixelsemError
 from pixelsem.settings import Settings, option
 
@@ -69,7 +69,7 @@ def evaluate_texture(
         _nothing(console, sources.values(), failures)
     key = digest({"masks": [source.identity() for source in sources.values()], "wet_cost": what.wet_cost})
     paths = [source.path for source in sources.values()]
-    folder = output_folder(context, options, paths, f"evaluate-texture-{key[:6]}")
+    folder = tables_folder(context, options, paths, f"evaluate-texture-{key[:6]}")
     tables = [texture_table(found, what.wet_cost, options.confidence)]
     show_tables(console, folder, tables, notes, {"inputs": [*map(str, paths)], "failures": failures})
     exit_with(console, failures)

@@ -12,7 +12,7 @@ import typer
 from pixelsem.cli.console import Console
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.stages import exit_with
-from pixelsem.cli.tables import TableOptions, output_folder, show_tables
+from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import PixelsemError
 from pixelsem.models.options import load, model_of, parse_models
 from pixelsem.settings import Settings, option
@@ -81,7 +81,7 @@ def evaluate_transfer(
         exit_with(console, work.failures)
     rows = work.ordered()
     key = digest({"stages": attacks.identities, "models": work.digests, "common": what.common, "over": what.over})
-    folder = output_folder(context, options, attacks.paths, f"evaluate-transfer-{key[:6]}")
+    folder = tables_folder(context, options, attacks.paths, f"evaluate-transfer-{key[:6]}")
     figures = {
         "transfer-success": partial(draw_transfer, rows, what.over, accuracy=False),
         "transfer-accuracy": partial(draw_transfer, rows, what.over, accuracy=True),

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from pixelsem.cli.console import Console
+from pixelsem.cli.options import command_name
+from pixelsem.files import remove_temporaries
+from pixelsem.locks import StageLock
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -65,6 +68,22 @@ def output_folder(context: typer.Context, options: Placed, inputs: Sequence[Path
     ((resolved, path),) = beside.items()
     # As the user wrote it, but for names that say nothing of a parent (., ..).
     return (path.parent if path.name not in ("", "..") and not path.is_symlink() else resolved) / name
+
+
+def tables_folder(context: typer.Context, options: Placed, inputs: Sequence[Path], name: str) -> Path:
+    """Return :func:`output_folder`, locked until the command ends.
+
+    A lock whose holder is dead is taken over, which is said on stderr, and its half-written files are removed. Raises
+    :class:`pixelsem.errors.StageError` where another process writes there, :class:`pixelsem.errors.OutputError` where
+    the folder cannot be written.
+    """
+    folder = output_folder(context, options, inputs, name)
+    lock = StageLock.acquire(folder, command_name(context))
+    context.call_on_close(lock.release)
+    if lock.replaced is not None:
+        Console().problem(f"{folder}: the lock of {lock.replaced}, which is gone, was taken over")
+        remove_temporaries(folder, below=False)  # stages below have locks of their own
+    return folder
 
 
 def show_tables(

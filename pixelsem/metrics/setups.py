@@ -46,7 +46,7 @@ class Setup:
     :ivar attack: the attack's name, e.g. ``de``.
     :ivar weights: the name of the file that its weights were read from, None where none was named.
     :ivar options: what the search was asked, by option.
-    :ivar variant: how it differs from other setups that look alike ("population=100"), else empty.
+    :ivar variant: how it differs from other setups that look alike ("population=100", "no-early-stop"), else empty.
     :ivar stages: the names of its stages.
     """
 
@@ -193,7 +193,7 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
     others = [_flat(other, by_file) for other in alike]
     names = sorted({name for other in others for name in other})
     return [
-        f"{name}={_short(mine.get(name))}"
+        _worded(name, mine.get(name))
         for name in names
         if name not in _SHOWN
         and any(other.get(name) != mine.get(name) for other in others)
@@ -214,6 +214,14 @@ def _flat(setup: Setup, by_file: bool) -> dict[str, Any]:
         own = {name: value for name, value in own.items() if name != "model digest"}
         own["weights"] = setup.weights or "default"
     return own | setup.options | (setup.region_options or {}) | {"seed": setup.seed}
+
+
+def _worded(name: str, value: Any) -> str:
+    """Write an option much as it is typed, without its dashes."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    return f"{name}={_short(value)}"
 
 
 def _short(value: Any) -> str:

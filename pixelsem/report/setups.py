@@ -22,7 +22,8 @@ SEARCH = (*(column for column in SETUP if column.key != "constraint"), REGION, G
 
 def describe(setup: Setup, *, without: Sequence[str] = ()) -> list[Cell]:
     """Return the cells of :data:`SETUP`; the variant leaves out the options ``without``, which a row is not about."""
-    parts = [part for part in setup.variant.split(", ") if part.partition("=")[0] not in without]
+    left_out = {name.replace("_", "-") for name in without}
+    parts = [part for part in setup.variant.split(", ") if part.partition("=")[0] not in left_out]
     return [setup.network, setup.attack, setup.pixels, setup.constraint, ", ".join(parts) or None]
 
 
