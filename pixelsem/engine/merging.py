@@ -12,7 +12,7 @@ from typing import Any
 
 from pixelsem.engine.shards import Shard
 from pixelsem.errors import OutputError, StageError
-from pixelsem.files import reason, write_atomically
+from pixelsem.files import reason, temporary_beside, write_atomically
 from pixelsem.records import FILE_FIELDS, AttackRecord, Record, SegmentRecord
 from pixelsem.stage import STAGE_FILE, Stage, StageInfo
 
@@ -190,7 +190,7 @@ def files_of(stage: Stage, record: Record) -> list[str]:
 
 def _linked(source: Path, target: Path) -> bool:
     """Give a file a second name, atomically; False where the file system cannot (another disk, no links)."""
-    temporary = target.with_name(f".{os.urandom(8).hex()}.tmp")
+    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pixelsem.errors import ModelError
-from pixelsem.files import cache_folder
+from pixelsem.files import cache_folder, temporary_beside
 from pixelsem.models.checkpoints import first_line
 
 
@@ -39,7 +38,7 @@ def fetch(download: Download, name: str, advice: str) -> Path:
     path = download.path
     if path.is_file():
         return path
-    temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(download.url, str(temporary), progress=sys.stderr.isatty())
