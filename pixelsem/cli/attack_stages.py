@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.errors import InputError, PixelsemError, StageError
+from pixelsem.metrics.compact import Compactor
 from pixelsem.metrics.setups import AttackStage, Setup, combine
 from pixelsem.metrics.success import GOALS, Goal, image_of, select
 from pixelsem.records import AttackRecord
@@ -107,8 +108,12 @@ class AttackStages:
     :ivar failures: why a stage beside others could not be used, by path; what else fails may be added.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` where none can be read."""
+    def __init__(self, paths: Sequence[Path], *, compact: bool = False) -> None:
+        """``compact`` records name no files, and take a quarter of the memory.
+
+        Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` where none can be read.
+        """
+        self._compact = Compactor() if compact else None
         self.stages: list[tuple[Stage, AttackStage]] = []
         self.notes: list[str] = []
         distinct: dict[Path, Path] = {}
@@ -133,7 +138,7 @@ class AttackStages:
 
     def _add(self, path: Path) -> None:
         stage = Stage.open(path)
-        records = list(stage.attack_records())
+        records = list(stage.attack_records() if self._compact is None else map(self._compact, stage.attack_records()))
         self.notes += _gaps(stage, len(records))
         self.stages.append((stage, AttackStage(str(path), stage.info, records)))
 
@@ -187,9 +192,11 @@ def _gaps(stage: Stage, count: int) -> list[str]:
     return []
 
 
-def open_attacks(given: Sequence[Path] | None, run: Path, note: Callable[[str], None]) -> AttackStages:
-    """Open what :func:`pixelsem.cli.inputs.resolve_inputs` finds of attack stages."""
-    return AttackStages(resolve_inputs(given, run, ("attack",), note=note))
+def open_attacks(
+    given: Sequence[Path] | None, run: Path, note: Callable[[str], None], *, compact: bool = False
+) -> AttackStages:
+    """Open what :func:`pixelsem.cli.inputs.resolve_inputs` finds of attack stages; see :class:`AttackStages`."""
+    return AttackStages(resolve_inputs(given, run, ("attack",), note=note), compact=compact)
 
 
 def common_images(groups: Sequence[Group]) -> set[tuple[str, str]]:

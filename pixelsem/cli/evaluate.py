@@ -68,7 +68,7 @@ def evaluate_success(*, context: typer.Context, stages: Stages = None, options: 
     from pixelsem.stage import digest
 
     console = Console(quiet=options.quiet, as_json=options.json)
-    attacks = open_attacks(stages, options.run, console.note)
+    attacks = open_attacks(stages, options.run, console.note, compact=True)
     identity = digest({"stages": attacks.identities})
     folder = tables_folder(context, options, attacks.paths, f"evaluate-success-{identity[:6]}")
     tables = success_tables(attacks.setups, options.confidence)

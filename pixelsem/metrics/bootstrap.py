@@ -15,7 +15,7 @@ Array = NDArray[np.floating[Any]]
 RESAMPLES = 2000
 
 _SEED = 0
-_NUMBERS_AT_A_TIME = 2_000_000
+_NUMBERS_AT_A_TIME = 200_000
 
 
 @dataclass(frozen=True)
