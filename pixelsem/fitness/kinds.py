@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from pixelsem.fitness.spreading import Spread
 from pixelsem.fitness.windows import Placement, Slide
 
 #: Of each node: the shape of its tensor for a batch of probes, those of a tuple of tensors, or None.
@@ -63,6 +64,7 @@ class Sliding:
     :ivar call: the operation without padding, on what :meth:`Slide.reads` of both axes has gathered.
     :ivar outside: the value around the map.
     :ivar weight: float64 [H'] and [W'], what to multiply the results at each row and column with.
+    :ivar spread: what it makes of changes, where that is the faster way; it is linear then but for its bias.
     """
 
     y: Slide
@@ -72,6 +74,7 @@ class Sliding:
     outside: float = 0.0
     weight: tuple[Tensor, Tensor] | None = None
     axes: tuple[int, int] = (2, 3)
+    spread: Spread | None = None
 
 
 Operation = Pointwise | Join | Sliding

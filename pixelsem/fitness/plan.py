@@ -30,7 +30,7 @@ class NodePlan:
     :ivar map: height and width of the whole map; (1, 1) for a vector.
     :ivar share: all windows of a candidate as a part of the map, for an average candidate; 1 where dense.
     :ivar dense_macs: multiplications and additions, in pairs, of one image on whole maps.
-    :ivar incremental_macs: those that an average candidate really costs.
+    :ivar incremental_macs: those that an average candidate really costs; where changes are spread, of its products.
     """
 
     name: str
@@ -45,10 +45,14 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Step:
-    """An operation on windows, and the windows it results in; the input has no operation."""
+    """An operation on windows, and the windows it results in; the input has no operation.
+
+    :ivar macs: multiplications and additions, in pairs, that an average window costs.
+    """
 
     operation: Operation | None
     value: Value
+    macs: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +174,19 @@ class Analysis:
         if operation is None:
             return None
         whole = shape if isinstance(shape, tuple) else values[operands[0]].shape
-        placement = _placement(operation, [values[other].placement for other in operands])
-        return Step(operation, Value(whole, operation.axes, placement))
+        placements = [values[other].placement for other in operands]
+        placement = _placement(operation, placements)
+        macs = self._macs[node] * placement.share
+        if isinstance(operation, Sliding) and operation.spread:
+            macs = placements[0].mean(operation.spread.macs)
+        return Step(operation, Value(whole, operation.axes, placement), macs)
 
     def _kept(self, steps: Mapping[fx.Node, Step]) -> frozenset[fx.Node]:
         kept: set[fx.Node] = set()
         for node in self._reached:
             step = steps.get(node)
+            if step is not None and isinstance(step.operation, Sliding) and step.operation.spread:
+                kept.add(node)  # changes are added to it
             for operand in node.all_input_nodes:
                 if operand in steps and (step is None or _reads_clean(step, steps[operand])):
                     kept.add(operand)
@@ -189,7 +199,8 @@ class Analysis:
         share = pixels * step.value.placement.share if step else 1.0
         operation = called_module(node) if node.op == "call_module" else None
         name = type(operation).__name__ if operation else getattr(node.target, "__name__", str(node.target))
-        return NodePlan(node.name, name, window, size, share, step is None, macs, round(macs * share))
+        spent = round(pixels * step.macs) if step else macs
+        return NodePlan(node.name, name, window, size, share, step is None, macs, spent)
 
 
 class _Probe(fx.Interpreter):

@@ -9,7 +9,7 @@ there, or not as expected, the layers are called as usual.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -65,6 +65,22 @@ def convolution(module: nn.Conv2d, stride: tuple[int, int]) -> Callable[[Tensor]
         return _convolved(x, weight, module.bias, stride, dilation)
 
     return convolve
+
+
+def by_matrix(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the product of float [N, inputs] with ``weight``, float [outputs, inputs], as a function.
+
+    It has no gradient. ``rows`` is about how many N will be.
+    """
+    if weight.device.type != "cpu" or not packing_works(weight.dtype):
+        return partial(F.linear, weight=weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def multiply(rows: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+        return result
+
+    return multiply
 
 
 def _hooked(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from pixelsem.fitness.changes import Passage
 from pixelsem.fitness.graph import asks_shape, canonical_name, plain_module
 from pixelsem.fitness.kinds import Sliding, Value
 from pixelsem.fitness.plan import Plan, Step
@@ -111,7 +112,8 @@ class Propagation(Timed):
             return _Windows(node, super().compute(node)[self._batch.order], step.value)
         operand = self.env[node.all_input_nodes[0]]
         if isinstance(step.operation, Sliding):
-            source = self._slide(step.operation, step.value, operand)
+            slide = self._slide if step.operation.spread is None else self._spread
+            source = slide(node, step.operation, step.value, operand)
             return _Windows(node, self._rows_of(source, step.value), step.value, source)
         in_place = _in_place(node)
         if in_place is not None and operand.source is not None and not operand.clean:
@@ -142,7 +144,16 @@ class Propagation(Timed):
         read = [self._read(windows, group, *layout.coordinates(group)) for group in layout.groups]
         return _as_map(torch.cat(read), windows.about)
 
-    def _slide(self, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
+    def _spread(self, node: fx.Node, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
+        """Return what :meth:`_slide` does, from what the operand's windows change alone."""
+        assert operation.spread is not None, "asked for what is linear"
+        before, after = (self._batch.layout(one.placement) for one in (operand.about, value))
+        clean = self._clean[operand.node], self._clean[node]
+        source = clean[1].new_empty(self._clean_rows(value) + after.rows + 1, clean[1].shape[1])
+        Passage(operation.spread, self._batch, before, after).fill(self._rows_of(source, value), operand.rows, *clean)
+        return source
+
+    def _slide(self, _: fx.Node, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
         """Return a source whose windows are what ``operation`` results in; see :class:`_Windows`."""
         layout, source = self._batch.layout(value.placement), None
         for group in layout.groups:

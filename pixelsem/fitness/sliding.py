@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pixelsem.fitness import products
 from pixelsem.fitness.kinds import Case, Operation, Pointwise, Sliding
+from pixelsem.fitness.spreading import spread
 from pixelsem.fitness.windows import Slide
 
 
@@ -27,7 +28,10 @@ def convolution(case: Case, module: Any) -> Operation | None:
     y, x = (Slide(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     if kernel == stride == (1, 1) and not any(padding):
         return Pointwise((2, 3))
-    return Sliding(y, x, case.size, products.convolution(module, (y.inner_stride, x.inner_stride)))
+    return Sliding(
+        *(y, x, case.size, products.convolution(module, (y.inner_stride, x.inner_stride))),
+        spread=spread(module, (y.padding, x.padding), single=case.operand.placement.largest == (1, 1)),
+    )
 
 
 def max_pool(case: Case, module: Any) -> Operation | None:

@@ -8,6 +8,7 @@ other: everything is computed per axis, once per coordinate a pixel can have.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,6 +133,14 @@ class Placement:
         """The part of the map that one window is, on average over all pixels."""
         return self.y.mean_window * self.x.mean_window / (self.y.length * self.x.length)
 
+    def mean(self, cost: Callable[[int, int], int]) -> float:
+        """Return what a window costs on average over all pixels; ``cost`` is that of one by height and width."""
+        sizes = [list(zip(reach.windows, reach.classes.bincount().tolist(), strict=True)) for reach in (self.y, self.x)]
+        total: int = sum(
+            rows * columns * cost(height, width) for height, rows in sizes[0] for width, columns in sizes[1]
+        )
+        return total / (len(self.y.classes) * len(self.x.classes))
+
     def through(self, y: Slide, x: Slide, size: tuple[int, int]) -> Placement:
         """Return the windows in the output, ``size`` large, of an operation that slides over this map."""
         return Placement(self.y.through(y, size[0]), self.x.through(x, size[1]))
@@ -199,11 +208,13 @@ class Batch:
 
     :ivar image: int64 [C], numbers below ``images``.
     :ivar order: int64 [M], which of the pixels, numbered c · K + k, each window belongs to.
+    :ivar pixels: K.
     """
 
     def __init__(self, image: Tensor, position: Tensor, of_input: Placement, images: int) -> None:
         self.image, self.images = image, images
         pixels, device = position.shape[1], position.device
+        self.pixels = pixels
         y, x = (position // of_input.x.length).flatten(), (position % of_input.x.length).flatten()
         rows, columns = len(of_input.y.windows), len(of_input.x.windows)
         classes = of_input.y.classes[y] * columns + of_input.x.classes[x]
@@ -222,6 +233,16 @@ class Batch:
             self._layouts[placement] = self._laid_out(placement)
         return self._layouts[placement]
 
+    def partners(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield every window with each other one of its candidate, and whether that is of an earlier pixel.
+
+        K − 1 times, each window once: int64 [M] windows and partners, bool [M].
+        """
+        slot = torch.arange(self.pixels, device=self._window.device).expand_as(self._window)
+        for distance in range(1, self.pixels):
+            partner, earlier = self._window.roll(-distance, 1), slot.roll(-distance, 1) < slot
+            yield self._window.flatten(), partner.flatten(), earlier.flatten()
+
     def _laid_out(self, placement: Placement) -> Layout:
         groups, start = [], 0
         for row, column, count in self._classes:
@@ -234,6 +255,14 @@ class Batch:
         area = height * width
         top, left = placement.y.origin[self._y], placement.x.origin[self._x]
         return Layout(placement, groups, top, left, height, width, area.cumsum(0) - area)
+
+    def rows_of_clean(self, layout: Layout, group: Group) -> Tensor:
+        """Return int [n, h, w]: the rows of the clean maps that hold what is in each window of ``group`` there."""
+        height, width = layout.placement.map
+        y, x = layout.coordinates(group)
+        map_start = self.image[self._candidate[group.start : group.stop], None] * (height * width)
+        kind = torch.int32 if self.images * height * width < 2**31 else torch.int64
+        return (map_start + y * width).to(kind)[:, :, None] + x.to(kind)[:, None, :]
 
     def rows_of_windows(self, layout: Layout) -> Tensor:
         """Return int64 [R]: the row of each value of the windows in the candidates' whole maps, [C · H · W] rows."""
