@@ -5,7 +5,7 @@ Changes are kept plane by plane: for every place in a window, the values there o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,10 +34,17 @@ class Passage:
     before: Layout
     after: Layout
 
-    def fill(self, out: Tensor, rows: Tensor, clean_before: Tensor, clean_after: Tensor) -> None:
+    def fill(
+        self,
+        out: Tensor,
+        rows: Tensor,
+        clean_before: Tensor,
+        clean_after: Tensor,
+        finish: Callable[[Tensor], Tensor] | None,
+    ) -> None:
         """Write the windows of the result to ``out``, float [R', C']; ``rows``, float [R, C], are the operand's.
 
-        The other two are the rows of the clean maps of operand and result.
+        The other two are the rows of the clean maps of operand and result; ``finish`` is done to the result in place.
         """
         pieces = self._pieces(max(rows.shape[1], out.shape[1]) * rows.itemsize)
         several = self.batch.pixels > 1
@@ -53,14 +60,18 @@ class Passage:
             parts = list(self._parts(piece))
             if len(parts) == 1 and not several:
                 parts[0].add(windows, self.spread(change, parts[0].rows, parts[0].columns))
-                continue
-            whole = self.spread(change, slice(None), slice(None))
-            for part in parts:
-                part.add(windows, part.of(whole))
+            else:
+                whole = self.spread(change, slice(None), slice(None))
+                for part in parts:
+                    part.add(windows, part.of(whole))
             if several:
                 added.append(whole.flatten(0, 2))
+            elif finish is not None:
+                finish(windows)
         if several:
             self._add_from_others(out, pieces, added)
+            if finish is not None:
+                finish(out)
 
     def _pieces(self, size: int) -> list[_Piece]:
         """Return the groups in pieces that stay in the processor's caches; ``size``: bytes of a position's values."""

@@ -66,6 +66,7 @@ class _Windows:
     :ivar source: [clean rows + R + 1, C], what is read from (see ``Batch.rows_to_read``), where ``rows`` are a part of
         it; the other rows are filled when first read.
     :ivar clean: does ``source`` hold the clean rows?
+    :ivar finished: are ``rows`` already what the only node that reads them makes of them in place?
     :ivar whole: the whole maps, once something asked for them.
     """
 
@@ -74,6 +75,7 @@ class _Windows:
     about: Value
     source: Tensor | None = None
     clean: bool = False
+    finished: bool = False
     whole: Tensor | None = None
 
     def as_map(self) -> Tensor:
@@ -112,10 +114,12 @@ class Propagation(Timed):
             return _Windows(node, super().compute(node)[self._batch.order], step.value)
         operand = self.env[node.all_input_nodes[0]]
         if isinstance(step.operation, Sliding):
-            slide = self._slide if step.operation.spread is None else self._spread
-            source = slide(node, step.operation, step.value, operand)
-            return _Windows(node, self._rows_of(source, step.value), step.value, source)
+            slide, finish = self._slide if step.operation.spread is None else self._spread, self._finish(node)
+            source = slide(node, step, operand, finish)
+            return _Windows(node, self._rows_of(source, step.value), step.value, source, finished=finish is not None)
         in_place = _in_place(node)
+        if in_place is not None and operand.finished:
+            return _Windows(node, operand.rows, step.value, operand.source)
         if in_place is not None and operand.source is not None and not operand.clean:
             # Nobody else reads the operand: its memory serves the result, and its source the next operation.
             in_place(operand.as_map())
@@ -144,17 +148,29 @@ class Propagation(Timed):
         read = [self._read(windows, group, *layout.coordinates(group)) for group in layout.groups]
         return _as_map(torch.cat(read), windows.about)
 
-    def _spread(self, node: fx.Node, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
+    def _finish(self, node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+        """Return what the only reader of ``node`` does in place, which is cheapest while the values are at hand."""
+        reader = next(iter(node.users), node)
+        return _in_place(reader) if reader in self._plan.steps else None
+
+    def _spread(
+        self, node: fx.Node, step: Step, operand: _Windows, finish: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         """Return what :meth:`_slide` does, from what the operand's windows change alone."""
-        assert operation.spread is not None, "asked for what is linear"
+        operation, value = step.operation, step.value
+        assert isinstance(operation, Sliding), "asked for what is linear"
+        assert operation.spread is not None
         before, after = (self._batch.layout(one.placement) for one in (operand.about, value))
         clean = self._clean[operand.node], self._clean[node]
         source = clean[1].new_empty(self._clean_rows(value) + after.rows + 1, clean[1].shape[1])
-        Passage(operation.spread, self._batch, before, after).fill(self._rows_of(source, value), operand.rows, *clean)
+        passage = Passage(operation.spread, self._batch, before, after)
+        passage.fill(self._rows_of(source, value), operand.rows, *clean, finish)
         return source
 
-    def _slide(self, _: fx.Node, operation: Sliding, value: Value, operand: _Windows) -> Tensor:
-        """Return a source whose windows are what ``operation`` results in; see :class:`_Windows`."""
+    def _slide(self, _: fx.Node, step: Step, operand: _Windows, finish: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return a source whose windows are what ``finish`` makes of the operation's results; see :class:`_Windows`."""
+        operation, value = step.operation, step.value
+        assert isinstance(operation, Sliding), "asked for what slides"
         layout, source = self._batch.layout(value.placement), None
         for group in layout.groups:
             part = slice(group.start, group.stop)
@@ -172,7 +188,13 @@ class Propagation(Timed):
             if source is None:
                 source = self._new_source(value, rows)
             first = self._clean_rows(value) + layout.row_of(group)
-            source[first : first + group.rows] = rows
+            place = source[first : first + group.rows]
+            if finish is torch.relu_:
+                torch.clamp(rows, min=0, out=place)  # both at once
+            else:
+                place.copy_(rows)
+                if finish is not None:
+                    finish(place)
         assert source is not None, "a batch has at least one window"
         return source
 
@@ -229,6 +251,8 @@ def _in_place(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
     if len(node.all_input_nodes) != 1 or len(node.all_input_nodes[0].users) != 1:
         return None
     module = plain_module(node)
+    if type(module) is nn.ReLU:
+        return torch.relu_
     if isinstance(module, nn.Module) and type(module) in _OVERWRITING:
         twin: Any = copy.copy(module)
         twin.inplace = True
