@@ -158,7 +158,9 @@ def expected(numbers: Iterator[int] | range | list[int], parts: int = 1) -> list
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.usefixtures("cluster")
 def test_everything_is_done_once_by_all_workers(tmp_path: Path, workers: int) -> None:
-    run = Run(Doubling(tmp_path, parts=3, seconds=0.1), 12, workers)
+    groups = list(group_items(numbered(12), set(), 3, 4, workers))
+    first = tuple(group.items[0].id for group in groups[:workers])  # they wait for each other: none is left without
+    run = Run(Doubling(tmp_path, parts=3, together=first), 0, workers, groups=iter(groups))
     assert run.found == expected(range(12), 3)
     assert run.notes == []
     assert len({result[3] for result in run.results}) == workers
@@ -230,8 +232,15 @@ def test_where_no_worker_finds_room_that_is_said_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ray_pool, "_PATIENCE", 1.0)
     notes: list[str] = []
     pool = Pool(Doubling(tmp_path), Share("CPU", 3, 1), notes.append)
-    deadline = time.monotonic() + 5
-    assert list(pool.run(group_items(numbered(4), set(), 1, 4, 1), lambda: time.monotonic() > deadline)) == []
+    deadline = time.monotonic() + 120
+    looks = 0
+
+    def should_stop() -> bool:
+        nonlocal looks
+        looks += bool(notes)
+        return looks > 3 or time.monotonic() > deadline
+
+    assert list(pool.run(group_items(numbered(4), set(), 1, 4, 1), should_stop)) == []
     assert pool.stopped
     assert notes == ["no worker is set up after 1 s; waiting for room on the cluster (1 × 3 CPU)"]
 

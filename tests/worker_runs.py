@@ -16,8 +16,8 @@ from pixelsem.records import AttackRecord
 from pixelsem.stage import open_stage
 
 #: Which colour is the brightest? Exact arithmetic, so that nothing depends on batches. An image with a pure blue pixel
-#: ends the process that sees it where POISON is set; where HOLD names a manifest, nothing is scored once that has a
-#: line, as long as there is a file named ``hold``.
+#: ends the process that sees it where POISON is set; where HOLD is set, the late ones of the images are not scored as
+#: long as there is a file named ``hold``.
 MODEL = """
 import os, time
 import torch
@@ -25,9 +25,8 @@ from torch import nn
 from pixelsem.models import Classifier, Preprocessing
 
 
-def held():
-    manifest = os.environ.get("HOLD")
-    return manifest and os.path.exists("hold") and os.path.exists(manifest) and os.path.getsize(manifest)
+def is_late(x):
+    return ((x[..., 7, 7] * 255).round() == torch.tensor([1, 2, 3])).all(1).any()
 
 
 class Brightest(nn.Module):
@@ -36,7 +35,7 @@ class Brightest(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(20.0))
 
     def forward(self, x):
-        while held():
+        while os.environ.get("HOLD") and os.path.exists("hold") and is_late(x):
             time.sleep(0.02)
         if os.environ.get("POISON") and (x == torch.tensor([0.0, 0.0, 1.0])[:, None, None]).all(1).any():
             os._exit(9)
@@ -59,6 +58,8 @@ def make_run(folder: Path) -> Path:
     for number in range(IMAGES):
         pixels = np.random.default_rng(number).integers(0, 240, (12, 12, 3), np.uint8)
         pixels[5, 5, 0] = 240 + number
+        if number >= IMAGES // 2:
+            pixels[7, 7] = (1, 2, 3)  # a late one
         write_image(folder / f"photos/{number}.png", pixels)
     return folder / "photos"
 
@@ -92,11 +93,11 @@ def heed_signals() -> None:
 
 
 def start(*arguments: str, stage: str) -> subprocess.Popen[str]:
-    """Start an attack into ``stage``; return when it has a record and stands still, until ``hold`` is removed."""
+    """Start an attack into ``stage``; return when it has a record. Half of the images wait for :func:`go_on`."""
     Path("hold").touch()
     manifest = Path(stage, "manifest.jsonl")
     process = subprocess.Popen(
-        command("-o", stage, *arguments), env={**os.environ, "HOLD": str(manifest)}, stdout=subprocess.PIPE,
+        command("-o", stage, *arguments), env={**os.environ, "HOLD": "1"}, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_signals,
     )  # fmt: skip
     deadline = time.monotonic() + 400
