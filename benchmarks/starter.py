@@ -6,6 +6,7 @@ and, when that has ended, with its exit code (the signal's number below zero, as
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ def start(command: dict[str, Any]) -> int:
     try:
         main()
     except SystemExit as end:
+        atexit._run_exitfuncs()
         # All is done: taking apart what was imported would only take time.
         os._exit(end.code if isinstance(end.code, int) else 0)
     os._exit(0)
