@@ -30,7 +30,7 @@ from pixelsem.models.classifier import Classifier
 DENSE_FROM = 0.9
 _CLASSES = (1, 2, 3, 4, 6)
 #: Rough figures, which only weigh computing in vain against calls: both ends are flat.
-_CPU_MACS_PER_SECOND, _GPU_MACS_PER_SECOND = 1e11, 2e13  # per thread; per device
+_CPU_MACS_PER_SECOND, _GPU_MACS_PER_SECOND = 1e11, 2e13  # per thread; per device; in fp32
 _CPU_SECONDS_PER_GROUP, _GPU_SECONDS_PER_GROUP = 150e-6, 300e-6  # of windows, per operation
 _MANY = 4096  # candidates
 
@@ -175,6 +175,7 @@ class IncrementalScorer:
         groups = len(plan.steps) * min(classes**2, candidates * pixels)
         cuda = self._device.type == "cuda"
         rate = _GPU_MACS_PER_SECOND if cuda else _CPU_MACS_PER_SECOND * torch.get_num_threads()
+        rate *= torch.float32.itemsize / self._dtype.itemsize
         return macs / rate + groups * (_GPU_SECONDS_PER_GROUP if cuda else _CPU_SECONDS_PER_GROUP)
 
     def _plan(self, pixels: int, classes: int) -> Plan:
