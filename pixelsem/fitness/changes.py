@@ -58,7 +58,7 @@ class Passage:
             torch.index_select(clean_after, 0, index.flatten(), out=windows)
             windows = windows.view(*index.shape, -1)
             parts = list(self._parts(piece))
-            if len(parts) == 1 and not several:
+            if len(parts) == 1 and parts[0].windows is None and not several:
                 parts[0].add(windows, self.spread(change, parts[0].rows, parts[0].columns))
             else:
                 whole = self.spread(change, slice(None), slice(None))
