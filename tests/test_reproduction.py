@@ -15,13 +15,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = DOCS / "reproduction" / "run.sh"
 RESULTS = DOCS / "reproduction" / "results"
 
-#: Notes its arguments, and leaves what the script goes on with: failed images, and the weights of a training.
+#: Notes its arguments, and leaves what the script goes on with: a folder, failed images, the weights of a training.
 PROGRAM = r"""#!/bin/sh
 { printf '%s\t' "$@"; echo; } >> calls
-[ "$1" = segment ] && exit 1
-case "$*" in "defend train"*)
-    for last; do :; done
-    mkdir -p "$last" && : > "$last/allconv.safetensors"
+for last; do :; done
+mkdir -p "$last"
+case "$*" in
+    segment*) exit 1 ;;
+    "defend train"*) : > "$last/allconv.safetensors" ;;
 esac
 """
 PHOTO = "005_n01496331_electric_ray.JPEG"
@@ -81,6 +82,12 @@ def calls_of(folder: Path, *arguments: str) -> list[list[str]]:
     return [line.split("\t")[:-1] for line in (folder / "calls").read_text().splitlines()]
 
 
+def all_parts() -> list[str]:
+    found = re.search(r"^known='(.*)'$", SCRIPT.read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
 def test_the_script_resumes_and_goes_on_after_images_that_failed(tmp_path: Path) -> None:
     calls = calls_of(tmp_path, "--photos", "photos", "masks", "defences")
     assert [call[:2] for call in calls] == [["segment", "--method"], ["evaluate", "robustness"]]
@@ -95,6 +102,18 @@ def test_detectors_are_made_of_the_photos_of_both_folders(tmp_path: Path) -> Non
     assert len(attacked) == 7
     assert {call[3] for call in trained} == attacked
     assert [call[1] for call in calls if call[0] == "evaluate"] == ["detection", "detection"]
+
+
+def test_results_are_made_of_stages_that_were_made_before_and_are_of_the_right_kind(tmp_path: Path) -> None:
+    given = ["--cifar", "cifar", "--photos", "photos", "--hardened", "train"]
+    kinds = {"masks": "segment", "occlusion": "segment", "detection": "defend"}
+    made: dict[str, str] = {}
+    for call in calls_of(tmp_path, *given, *all_parts()):
+        if call[0] != "evaluate":
+            made[call[-1]] = call[0]
+            continue
+        stages = [argument for argument in call[2:-1] if argument.startswith("reproduction/")]
+        assert {made[stage] for stage in stages} == {kinds.get(call[1], "attack")}, call
 
 
 @pytest.mark.parametrize("given", ["fast=fast.safetensors,pgd=fast.safetensors", "train"])
@@ -119,10 +138,8 @@ def test_every_command_of_the_script_is_one_that_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Called where nothing is, each finds its options right and its input missing."""
-    found = re.search(r"^known='(.*)'$", SCRIPT.read_text(), re.MULTILINE)
-    assert found is not None
     given = ["--cifar", "cifar", "--photos", "photos", "--more-photos", "more", "--hardened", "train"]
-    calls = calls_of(tmp_path, *given, *found[1].split())
+    calls = calls_of(tmp_path, *given, *all_parts())
     assert len(calls) > 100
     # One call of several that differ in names and numbers alone is enough.
     distinct = {tuple(re.sub(r"reproduction/\S*|\d+", "", argument) for argument in call): call for call in calls}

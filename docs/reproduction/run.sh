@@ -165,10 +165,10 @@ dong2020_of() {
         stage $set-sai-fgm-phi$phi attack sai-fgm --phi $phi "${source[@]}"
     done
     result $set-phi sweep "$out"/$set-sai-fgm{,-phi0,-phi0.6667} --x phi
-    # Figure 2: which half of the noise carries the attack.
+    # Figure 2: which half of the noise carries the attack, at δ = 2 as in §3.2.
     stage $set-gradcam-all segment --method gradcam "${source[@]}"
     for keep in foreground background; do
-        stage $set-split-$keep attack split "$out/$set-i-fgm" --keep $keep --halves --masks "$out/$set-gradcam-all"
+        stage $set-split-$keep attack split "$out/$set-i-fgm-delta2" --keep $keep --halves --masks "$out/$set-gradcam-all"
     done
     result $set-split distortion "$out"/$set-split-{foreground,background}
 }
@@ -197,7 +197,8 @@ qian2021_of() {
         stage $set-cfr-tau$tau attack cfr --tau $tau "${source[@]}"
     done
     result $set-cfr-tau sweep "$out"/$set-cfr{,-tau0,-tau0.1,-tau0.3,-tau0.4} --x tau
-    result $set-occlusion occlusion "$out/$set-cfr"
+    stage $set-gradcam-all segment --method gradcam "${source[@]}"
+    result $set-occlusion occlusion "$out/$set-gradcam-all"
 }
 
 # Figs. 4 to 6 and Tables 3 and 4 of dong2020, of the attacks of the part dong2020.
