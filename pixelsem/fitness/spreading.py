@@ -72,7 +72,7 @@ class Spread:
         """Return of how many windows to take the changes at once, given the bytes of the channels at one place."""
         tile = self._tile(height, width)
         tiles = -(-width // tile)
-        return max(_FEWEST_ROWS // tiles, _CACHED // (self._products(tile, height, width) * size))
+        return max(-(-_FEWEST_ROWS // tiles), _CACHED // (self._products(tile, height, width) * size))
 
     def __call__(self, changes: Tensor, rows: slice, columns: slice) -> Tensor:
         """Return float [h', w', n, C'], what is added to ``rows`` and ``columns`` of the results.
