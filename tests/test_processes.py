@@ -202,6 +202,11 @@ def test_that_auto_is_measured_is_said_once(photos: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_quiet_run_says_nothing_whatever_its_workers_leave(photos: Path) -> None:
+    assert call("--device", "cpu,cpu", "--evaluator", "incremental", "--quiet", "-o", "two").stderr == ""
+
+
+@pytest.mark.slow
 def test_a_model_that_no_process_can_load_is_one_line(photos: Path) -> None:
     """It is loaded in the parent process first, for its identity."""
     words = "import os, runpy, sys; os.environ['PARENT'] = str(os.getpid()); from pixelsem.cli.app import main; main()"

@@ -263,6 +263,7 @@ def _work(connection: Connection, job: AttackJob, threads: int, probe: Probe | N
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it was held for the start alone
     torch.set_num_threads(threads)
+    _keep_no_semaphore()
     try:
         searcher = job.open()
         searcher.evaluator.on_measure = lambda: _send(connection, _Measuring())
@@ -275,6 +276,18 @@ def _work(connection: Connection, job: AttackJob, threads: int, probe: Probe | N
         _end(connection, _Refused(one_line(error)))
     except Exception as error:
         _end(connection, _Broken(f"ended by {type(error).__name__}: {one_line(error)}"))
+
+
+def _keep_no_semaphore() -> None:
+    """Give tqdm, by which torch.fx shows progress, a lock of this process alone.
+
+    Its own is a semaphore of the system: that of a process which is killed, as workers are, would be left, and Python
+    says so on stderr.
+    """
+    with suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 def _end(connection: Connection, why: _Refused | _Broken) -> None:
