@@ -96,7 +96,7 @@ def spread_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spreading, "_FEWEST_CHANNELS", 1)
         patch.setattr(spreading, "_FEWEST_WINDOWS", 1)
-        patch.setattr(spreading, "_CACHED", 2**12)  # several pieces of a group
+        patch.setattr(spreading, "_AT_ONCE", 2**12)  # several pieces of a group
         patch.setattr(spreading, "_FEWEST_ROWS", 1)
         yield
 

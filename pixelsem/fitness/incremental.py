@@ -20,6 +20,7 @@ from pixelsem.fitness.activations import Activations, memory_limit
 from pixelsem.fitness.dense import DTYPES
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.graph import lower
+from pixelsem.fitness.kinds import Sliding
 from pixelsem.fitness.plan import Analysis, NodePlan, Plan
 from pixelsem.fitness.products import with_fast_products
 from pixelsem.fitness.propagation import Clock, Propagation, Timed
@@ -32,6 +33,7 @@ _CLASSES = (1, 2, 3, 4, 6)
 #: Rough figures, which only weigh computing in vain against calls: both ends are flat.
 _CPU_MACS_PER_SECOND, _GPU_MACS_PER_SECOND = 1e11, 2e13  # per thread; per device; in fp32
 _CPU_SECONDS_PER_GROUP, _GPU_SECONDS_PER_GROUP = 150e-6, 300e-6  # of windows, per operation
+_STEPS_OF_SPREAD = 2  # as many calls as this many more operations have
 _MANY = 4096  # candidates
 
 
@@ -172,7 +174,9 @@ class IncrementalScorer:
     def _promised_seconds(self, pixels: int, candidates: int, classes: int) -> float:
         plan = self._plan(pixels, classes)
         macs = candidates * sum(node.incremental_macs for node in plan.nodes)
-        groups = len(plan.steps) * min(classes**2, candidates * pixels)
+        operations = [step.operation for step in plan.steps.values()]
+        spreads = sum(isinstance(one, Sliding) and one.spread is not None for one in operations)
+        groups = (len(plan.steps) + _STEPS_OF_SPREAD * spreads) * min(classes**2, candidates * pixels)
         cuda = self._device.type == "cuda"
         rate = _GPU_MACS_PER_SECOND if cuda else _CPU_MACS_PER_SECOND * torch.get_num_threads()
         rate *= torch.float32.itemsize / self._dtype.itemsize

@@ -31,7 +31,7 @@ _POINT_DTYPES = (torch.float32, torch.float64)
 _FEWEST_CHANNELS = 32  # in and out, of which the matrices are large enough
 _FEWEST_WINDOWS = 16  # to multiply with them
 _LONGEST_KERNEL = 5
-_CACHED = 2**22  # bytes of products at once: many more leave the processor's caches
+_AT_ONCE = 2**25  # bytes of products: larger ones gain nothing, smaller ones make small matrices
 _FEWEST_ROWS = 64  # of a matrix, below which each product costs more than it gains
 
 _Matrix = list[list[Fraction]]
@@ -72,7 +72,7 @@ class Spread:
         """Return of how many windows to take the changes at once, given the bytes of the channels at one place."""
         tile = self._tile(height, width)
         tiles = -(-width // tile)
-        return max(-(-_FEWEST_ROWS // tiles), _CACHED // (self._products(tile, height, width) * size))
+        return max(-(-_FEWEST_ROWS // tiles), _AT_ONCE // (self._products(tile, height, width) * size))
 
     def __call__(self, changes: Tensor, rows: slice, columns: slice) -> Tensor:
         """Return float [h', w', n, C'], what is added to ``rows`` and ``columns`` of the results.
