@@ -120,7 +120,8 @@ class Propagation(Timed):
         in_place = _in_place(node)
         if in_place is not None and operand.finished:
             return _Windows(node, operand.rows, step.value, operand.source)
-        if in_place is not None and operand.source is not None and not operand.clean:
+        own = operand.source is not None or type(plain_module(operand.node)) is nn.Conv2d
+        if in_place is not None and own and not operand.clean:
             # Nobody else reads the operand: its memory serves the result, and its source the next operation.
             in_place(operand.as_map())
             return _Windows(node, operand.rows, step.value, operand.source)
