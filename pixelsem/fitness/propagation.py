@@ -118,12 +118,10 @@ class Propagation(Timed):
             source = slide(node, step, operand, finish)
             return _Windows(node, self._rows_of(source, step.value), step.value, source, finished=finish is not None)
         in_place = _in_place(node)
-        if in_place is not None and operand.finished:
-            return _Windows(node, operand.rows, step.value, operand.source)
-        own = operand.source is not None or type(plain_module(operand.node)) is nn.Conv2d
-        if in_place is not None and own and not operand.clean:
+        if in_place is not None and self._is_own(operand):
             # Nobody else reads the operand: its memory serves the result, and its source the next operation.
-            in_place(operand.as_map())
+            if not operand.finished:
+                in_place(operand.as_map())
             return _Windows(node, operand.rows, step.value, operand.source)
         rows = to_rows(self._pointwise(node, step, operand), step.value.axes)
         return _Windows(node, rows, step.value)
@@ -148,6 +146,12 @@ class Propagation(Timed):
         layout = self._batch.layout(value.placement)
         read = [self._read(windows, group, *layout.coordinates(group)) for group in layout.groups]
         return _as_map(torch.cat(read), windows.about)
+
+    @staticmethod
+    def _is_own(operand: _Windows) -> bool:
+        """Is the memory of the rows that of the operand alone, with nothing read from it yet?"""
+        made = operand.source is not None or type(plain_module(operand.node)) is nn.Conv2d
+        return operand.finished or (made and not operand.clean)
 
     def _finish(self, node: fx.Node) -> Callable[[Tensor], Tensor] | None:
         """Return what the only reader of ``node`` does in place, which is cheapest while the values are at hand."""
