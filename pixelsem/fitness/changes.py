@@ -99,10 +99,14 @@ class Passage:
     def _counted_once(self, pieces: list[_Piece], changes: list[Tensor]) -> list[Tensor]:
         """Return ``changes``, in which a place that is in several windows of a candidate counts once."""
         planes = _Planes.of(self.before, [piece.before for piece in pieces])
-        joined = torch.cat([change.flatten(0, 2) for change in changes])
+        again = []
         for ours, theirs, earlier in self.batch.partners():
             windows, _, y, x = planes.common(planes, ours[earlier], theirs[earlier])
-            joined.index_fill_(0, planes.rows(windows, y, x), 0)
+            again.append(planes.rows(windows, y, x))
+        if not any(map(len, again)):
+            return changes
+        joined = torch.cat([change.flatten(0, 2) for change in changes])
+        joined.index_fill_(0, torch.cat(again), 0)
         parts = joined.split([piece.before.rows for piece in pieces])
         return [part.view_as(change) for part, change in zip(parts, changes, strict=True)]
 

@@ -6,6 +6,8 @@ one axis make s + r − 1 results. Toom and Cook multiply the values of both pol
 interpolate, which takes s + r − 1 multiplications where the sum over all taps takes s · r, and far fewer than
 (s + r − 1) · r, those of a convolution that does not know of the zeros. Two axes multiply. Points beyond ±2 would cost
 precision, so that long windows are cut into tiles of a few values, whose results overlap and are added.
+
+Toom 1963, Cook 1966; for convolutions of whole maps, with the same points, Lavin and Gray 2016.
 """
 
 from __future__ import annotations
@@ -66,13 +68,13 @@ class Spread:
 
     def macs(self, height: int, width: int) -> int:
         """Return how many multiplications and additions, in pairs, the products for a window of changes take."""
-        return self._products(self._tile(height, width), height, width) * prod(self._module.weight.shape[:2])
+        return self._count(self._tile(height, width), height, width) * prod(self._module.weight.shape[:2])
 
     def windows_at_once(self, height: int, width: int, size: int) -> int:
         """Return of how many windows to take the changes at once, given the bytes of the channels at one place."""
         tile = self._tile(height, width)
         tiles = -(-width // tile)
-        return max(-(-_FEWEST_ROWS // tiles), _AT_ONCE // (self._products(tile, height, width) * size))
+        return max(-(-_FEWEST_ROWS // tiles), _AT_ONCE // (self._count(tile, height, width) * size))
 
     def __call__(self, changes: Tensor, rows: slice, columns: slice) -> Tensor:
         """Return float [h', w', n, C'], what is added to ``rows`` and ``columns`` of the results.
@@ -91,7 +93,7 @@ class Spread:
         values = (y.evaluate @ changes.flatten(1)).view(len(y.evaluate), width, -1)
         values = (x.evaluate @ values).view(points, -1, points, along, changes.shape[3])
         result = values.new_empty(*values.shape[:4], self._module.out_channels)
-        for p, kernels in enumerate(self._kernels_for(tile, changes)):
+        for p, kernels in enumerate(self._kernels_for(tile)):
             for q, multiply in enumerate(kernels):
                 for part in range(values.shape[1]):
                     result[p, part, q] = multiply(values[p, part, q])
@@ -102,9 +104,9 @@ class Spread:
     def _tile(self, height: int, width: int) -> int:
         """Return the length of tiles that takes the fewest multiplications."""
         most = max(1, _MOST_POINTS - self.taps + 1)
-        return min(range(1, most + 1), key=lambda tile: self._products(tile, height, width))
+        return min(range(1, most + 1), key=lambda tile: self._count(tile, height, width))
 
-    def _products(self, tile: int, height: int, width: int) -> int:
+    def _count(self, tile: int, height: int, width: int) -> int:
         return -(-height // tile) * -(-width // tile) * (tile + self.taps - 1) ** 2
 
     def _of_pixels(self, changes: Tensor) -> Tensor:
@@ -120,12 +122,11 @@ class Spread:
         weight, padding = self._module.weight, self.taps - 1
         return F.conv2d(changes.permute(2, 3, 0, 1), weight, None, 1, padding).permute(2, 3, 0, 1)
 
-    def _kernels_for(self, tile: int, like: Tensor) -> _Products:
+    def _kernels_for(self, tile: int) -> _Products:
         """Return, for each pair of points, the product with the kernel's values there, as a function of [R, C]."""
         if tile not in self._kernels:
-            at = _matrix(_kernel_points(self.taps, tile), torch.float64).to(like.device)
-            flipped = self._module.weight.double().flip(2, 3)
-            values = torch.einsum("pi,ocij,qj->pqoc", at, flipped, at).to(like.dtype)
+            weight, at = self._module.weight, _matrix(_kernel_points(self.taps, tile))
+            values = torch.einsum("pi,ocij,qj->pqoc", at, weight.double().flip(2, 3), at).to(weight.dtype)
             self._kernels[tile] = [[products.by_matrix(one, _FEWEST_ROWS) for one in row] for row in values]
         return self._kernels[tile]
 
@@ -144,7 +145,7 @@ class _Axis(NamedTuple):
 @cache
 def _axis(length: int, taps: int, tile: int, dtype: torch.dtype) -> _Axis:
     tiles, points = -(-length // tile), tile + taps - 1
-    at, back = (_matrix(rows, torch.float64) for rows in (_points(taps, tile), _interpolation(taps, tile)))
+    at, back = (_matrix(rows) for rows in (_points(taps, tile), _interpolation(taps, tile)))
     evaluate = torch.zeros(points, tiles, tiles * tile, dtype=torch.float64)
     interpolate = torch.zeros(tiles * tile + taps - 1, points, tiles, dtype=torch.float64)
     for number in range(tiles):
@@ -208,5 +209,5 @@ def _inverse(matrix: _Matrix) -> _Matrix:
     return [row[size:] for row in rows]
 
 
-def _matrix(rows: _Matrix, dtype: torch.dtype) -> Tensor:
-    return torch.tensor([[float(value) for value in row] for row in rows], dtype=dtype)
+def _matrix(rows: _Matrix) -> Tensor:
+    return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
