@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixelsem.fitness import spreading
+from pixelsem.fitness import spreading, windows
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import DenseScorer
 from pixelsem.fitness.incremental import IncrementalScorer
@@ -91,9 +91,17 @@ def check(network: nn.Module, size: Size, pixels: int, of_change: float = 1e-9, 
 
 
 @contextmanager
-def spread_everywhere() -> Iterator[None]:
-    """Let every convolution that can spread changes do so, however few its channels and the windows."""
+def spreading_by(way: str | None) -> Iterator[None]:
+    """Let every convolution that can spread changes do so, however few its channels and the windows.
+
+    By ``way``: products at "points" or padded "windows", as in float32 and in bfloat16; None: leave all as it is.
+    """
+    if way is None:
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
+        if way == "windows":
+            patch.setattr(spreading, "_POINT_DTYPES", ())
         patch.setattr(spreading, "_FEWEST_CHANNELS", 1)
         patch.setattr(spreading, "_FEWEST_WINDOWS", 1)
         patch.setattr(spreading, "_AT_ONCE", 2**12)  # several pieces of a group
@@ -212,6 +220,7 @@ Layer = Callable[[int], nn.Module]  # from the number of channels
 
 small = st.integers(1, 3)
 either = st.booleans()
+ways = st.sampled_from([None, "points", "windows"])
 
 
 @st.composite
@@ -295,11 +304,11 @@ options = st.fixed_dictionaries({"classes": st.integers(1, 4), "dense_from": st.
 
 
 def check_random(
-    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, small: bool
+    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, way: str | None
 ) -> None:
     classifier = make_classifier(seeded(lambda: build(makers, size, flat), seed), size)
     images = make_images(3, size, seed)
-    with spread_everywhere() if small else nullcontext():
+    with spreading_by(way):
         scorer = IncrementalScorer(classifier, dtype=torch.float64, **options)
         scorer.attach(images)
         assume(compare(scorer, classifier, images, make_edits(images, pixels, seed=seed), 1e-9))
@@ -307,20 +316,20 @@ def check_random(
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers, sizes, st.sampled_from([1, 3, 5]), either, options, st.integers(0, 3), either)
+@given(layers, sizes, st.sampled_from([1, 3, 5]), either, options, st.integers(0, 3), ways)
 def test_random_networks_are_scored_exactly(
-    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, small: bool
+    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, way: str | None
 ) -> None:
-    check_random(makers, size, pixels, flat, options, seed, small)
+    check_random(makers, size, pixels, flat, options, seed, way)
 
 
 @pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
-@given(layers, sizes, st.sampled_from([1, 3, 5]), either, options, st.integers(0, 99), either)
+@given(layers, sizes, st.sampled_from([1, 3, 5]), either, options, st.integers(0, 99), ways)
 def test_many_random_networks_are_scored_exactly(
-    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, small: bool
+    makers: list[Layer], size: Size, pixels: int, flat: bool, options: dict[str, Any], seed: int, way: str | None
 ) -> None:
-    check_random(makers, size, pixels, flat, options, seed, small)
+    check_random(makers, size, pixels, flat, options, seed, way)
 
 
 # What it costs
@@ -342,7 +351,8 @@ def lazy(build: Callable[[], nn.Module], size: Size) -> nn.Module:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_the_plan_tells_what_is_really_spent(classes: int) -> None:
+def test_the_plan_tells_what_is_really_spent(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_rounded", int)  # no twins
     size, classifier = (16, 20), make_classifier(lazy(convolve, (16, 20)), (16, 20))
     scorer = IncrementalScorer(
         classifier, classes=classes, dtype=torch.float64
@@ -514,11 +524,11 @@ class Flattened(Reused):
 FOLLOWED = [Flattened, Reused, Overwriting, Excited, Wrapped, Positioned, Unpacked, Doubled, Aliased, Viewed, Assigned]
 
 
-@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("way", [None, "points", "windows"])
 @pytest.mark.parametrize("pixels", [1, 3])
 @pytest.mark.parametrize("kind", [*FOLLOWED, Branching])
-def test_traps_are_seen(kind: type[nn.Module], pixels: int, small: bool) -> None:
-    with spread_everywhere() if small else nullcontext():
+def test_traps_are_seen(kind: type[nn.Module], pixels: int, way: str | None) -> None:
+    with spreading_by(way):
         scorer = check(seeded(kind), (9, 11), pixels)
     assert (len(scorer.explain()) > 2) == (kind in FOLLOWED)
 

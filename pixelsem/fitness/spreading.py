@@ -28,7 +28,8 @@ from pixelsem.fitness import products
 #: Finite points in the order in which they are taken; infinity is one more.
 _POINTS = (0, 1, -1, 2, -2)
 _MOST_POINTS = 6  # which leave an error of about 1e-6 of the change in float32
-#: bfloat16 bears four points, whose products are too little fewer to make up for the steps around them.
+#: bfloat16 bears four points, whose products are too little fewer to make up for the steps around them: there the
+#: windows of changes are convolved with a border of zeros, most of whose products oneDNN leaves out.
 _POINT_DTYPES = (torch.float32, torch.float64)
 _FEWEST_CHANNELS = 32  # in and out, of which the matrices are large enough
 _FEWEST_WINDOWS = 16  # to multiply with them
@@ -49,7 +50,7 @@ def spread(module: nn.Conv2d, padding: tuple[int, int], single: bool) -> Spread 
     known = module.groups == 1 and module.stride == module.dilation == (1, 1)
     if not known or weight.device.type != "cpu" or module.kernel_size[0] != module.kernel_size[1]:
         return None
-    pays = weight.dtype in _POINT_DTYPES and min(weight.shape[:2]) >= _FEWEST_CHANNELS
+    pays = min(weight.shape[:2]) >= _FEWEST_CHANNELS
     return Spread(module, padding) if single or (pays and module.kernel_size[0] <= _LONGEST_KERNEL) else None
 
 
@@ -58,12 +59,14 @@ class Spread:
 
     :ivar taps: the length of the kernel along both axes.
     :ivar margin: how far before a window its results begin.
+    :ivar by_window: whether changes are best kept window after window in memory, not place after place.
     """
 
     def __init__(self, module: nn.Conv2d, padding: tuple[int, int]) -> None:
         self._module = module
         self.taps = module.kernel_size[0]
         self.margin = self.taps - 1 - padding[0], self.taps - 1 - padding[1]
+        self.by_window = module.weight.dtype not in _POINT_DTYPES
         self._kernels = _kernels.setdefault(module, {})
 
     def macs(self, height: int, width: int) -> int:
@@ -84,7 +87,7 @@ class Spread:
         height, width, count, _ = changes.shape
         if height == width == 1:
             return self._of_pixels(changes)[rows, columns]
-        if count < _FEWEST_WINDOWS:
+        if self.by_window or count < _FEWEST_WINDOWS:
             return self._plainly(changes)[rows, columns]
         tile = self._tile(height, width)
         along = -(-width // tile) * count
@@ -107,6 +110,8 @@ class Spread:
         return min(range(1, most + 1), key=lambda tile: self._count(tile, height, width))
 
     def _count(self, tile: int, height: int, width: int) -> int:
+        if self.by_window:
+            return height * width * self.taps**2
         return -(-height // tile) * -(-width // tile) * (tile + self.taps - 1) ** 2
 
     def _of_pixels(self, changes: Tensor) -> Tensor:

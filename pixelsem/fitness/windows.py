@@ -204,7 +204,9 @@ class Layout:
 class Batch:
     """Which image and which pixels every candidate of a batch changes.
 
-    The M = C · K windows of a batch are sorted by the classes of their pixels.
+    The M windows of a batch are sorted by the classes of their pixels. They are C · K and a few twins: of the last
+    one in a class, as many as make the class one of few sizes. A kernel is made for each size that comes up, and to
+    make one takes longer than to compute a few windows more.
 
     :ivar image: int64 [C], numbers below ``images``.
     :ivar order: int64 [M], which of the pixels, numbered c · K + k, each window belongs to.
@@ -218,12 +220,15 @@ class Batch:
         y, x = (position // of_input.x.length).flatten(), (position % of_input.x.length).flatten()
         rows, columns = len(of_input.y.windows), len(of_input.x.windows)
         classes = of_input.y.classes[y] * columns + of_input.x.classes[x]
-        self.order = torch.argsort(classes, stable=True)
+        order = torch.argsort(classes, stable=True)
         counts = torch.bincount(classes, minlength=rows * columns).tolist()
-        self._classes = [(*divmod(i, columns), count) for i, count in enumerate(counts) if count]
+        sizes = [_rounded(count) for count in counts]
+        self._classes = [(*divmod(i, columns), size) for i, size in enumerate(sizes) if size]
+        place, shown = (t.to(device) for t in _with_twins(torch.tensor(counts), torch.tensor(sizes)))
+        self.order = order[shown]
         self._y, self._x, self._candidate = y[self.order], x[self.order], self.order // pixels
-        self._window = torch.empty_like(self.order)
-        self._window[self.order] = torch.arange(len(self.order), device=device)
+        self._window = torch.empty_like(order)
+        self._window[order] = place
         self._window = self._window.view(-1, pixels)
         self._layouts: dict[Placement, Layout] = {}
 
@@ -238,10 +243,10 @@ class Batch:
 
         K − 1 times, each window once: int64 [M] windows and partners, bool [M].
         """
-        slot = torch.arange(self.pixels, device=self._window.device).expand_as(self._window)
+        window, slot = torch.arange(len(self.order), device=self.order.device), self.order % self.pixels
         for distance in range(1, self.pixels):
-            partner, earlier = self._window.roll(-distance, 1), slot.roll(-distance, 1) < slot
-            yield self._window.flatten(), partner.flatten(), earlier.flatten()
+            other = (slot + distance) % self.pixels
+            yield window, self._window[self._candidate, other], other < slot
 
     def _laid_out(self, placement: Placement) -> Layout:
         groups, start = [], 0
@@ -300,6 +305,23 @@ class Batch:
             from_x = torch.where(inside_x, along, -outside)
             rows = torch.maximum(rows, from_y.to(kind)[:, :, None] + from_x.to(kind)[:, None, :])
         return rows.clamp_(max=outside).flatten()
+
+
+def _rounded(count: int) -> int:
+    """Return one of sixteen sizes between powers of two, at or above ``count``."""
+    step = 1 << max(0, count.bit_length() - 5)
+    return -(-count // step) * step
+
+
+def _with_twins(counts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where things in groups of so many are in groups of such sizes, int64 [counts' sum], and which is where.
+
+    The latter is int64 [sizes' sum], with the last of each group repeated.
+    """
+    starts, places = counts.cumsum(0) - counts, sizes.cumsum(0) - sizes
+    thing = torch.arange(int(counts.sum())) + (places - starts).repeat_interleave(counts)
+    within = torch.arange(int(sizes.sum())) - places.repeat_interleave(sizes)
+    return thing, torch.minimum(within, (counts - 1).repeat_interleave(sizes)) + starts.repeat_interleave(sizes)
 
 
 def to_rows(values: Tensor, axes: tuple[int, int]) -> Tensor:
