@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
     cat >&2 <<'END'
 usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--more-photos DIR]
-              [--hardened LIST] [--hardened-model NAME] [-o OUT] [PART…]
+              [--hardened LIST] [--hardened-model NAME] [--generations N] [-o OUT] [PART…]
 
   --cifar DIR         CIFAR-10 as images: test/CLASS/….jpg|png
   --photos DIR        ImageNet photos named III_….JPEG, III being the class number
@@ -15,6 +15,7 @@ usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--
   --hardened LIST     the weights that the part hardened attacks, as fast=FILE,pgd=FILE (and clean=FILE where the
                       model has none of its own); or train: first train both, which takes train/CLASS/… below --cifar
   --hardened-model M  the architecture of these (default: allconv)
+  --generations N     of the searches by differential evolution (default: the papers' 100)
   --quick             20 images and small searches, to see that everything works
   -o OUT              where stages and results go (default: reproduction)
   PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences detection few-pixel
@@ -24,10 +25,10 @@ END
 }
 
 cifar='' photos='' photo_model='--model torchvision:squeezenet1_1' more_photos='' out=reproduction quick='' parts=()
-hardened='' hardened_model=allconv
+hardened='' hardened_model=allconv generations=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --cifar | --photos | --photo-model | --more-photos | --hardened* | -o) [ $# -gt 1 ] || usage ;;
+        --cifar | --photos | --photo-model | --more-photos | --hardened* | --generations | -o) [ $# -gt 1 ] || usage ;;
     esac
     case $1 in
         --cifar) cifar=$2; shift 2 ;;
@@ -36,6 +37,7 @@ while [ $# -gt 0 ]; do
         --more-photos) more_photos=$2; shift 2 ;;
         --hardened) hardened=$2; shift 2 ;;
         --hardened-model) hardened_model=$2; shift 2 ;;
+        --generations) generations=$2; shift 2 ;;
         --quick) quick=yes; shift ;;
         -o) out=$2; shift 2 ;;
         -*) usage ;;
@@ -55,10 +57,10 @@ done
 mkdir -p "$out"
 
 if [ -n "$quick" ]; then
-    images=20 few=5 search=(--population 50 --generations 10) queries=500 long=50 photo_count=10 more_count=10
+    images=20 few=5 search=(--population 50 --generations "${generations:-10}") queries=500 long=50 photo_count=10 more_count=10
     epochs=1
 else
-    images=100 few=10 search=(--population 400 --generations 100) queries=10000 long=1000 photo_count=200 more_count=700
+    images=100 few=10 search=(--population 400 --generations "${generations:-100}") queries=10000 long=1000 photo_count=200 more_count=700
     epochs=12
 fi
 read -r -a network <<< "$photo_model"
@@ -91,31 +93,45 @@ masks() {
     fi
 }
 
-# Tables I, II and IV and Figs. 3 to 6 of wang2021: AllConv, untargeted, one, three and five pixels; the paper's own
-# constraint; and both regions reduced to the same number of pixels.
+# Tables I, II and IV and Figs. 3 to 6 of wang2021: untargeted, one, three and five pixels, AllConv on all images, NiN
+# and VGG-16 on half of them; the paper's own constraint; and both regions reduced to the same number of pixels.
 wang2021() {
-    local pixels de=(attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}")
-    for pixels in 1 3 5; do
-        stage de-$pixels "${de[@]}" --pixels $pixels
+    local model pixels made=()
+    for model in allconv nin vgg16; do
+        for pixels in 1 3 5; do
+            wang2021_stage de-$model-$pixels --model $model --pixels $pixels
+            made+=("$out/de-$model-$pixels")
+        done
     done
-    stage de-1-wang2021 "${de[@]}" --preset wang2021
-    stage de-1-match-area "${de[@]}" --match-area
-    result wang2021 success "$out"/de-[135] "$out/de-1-wang2021"
-    result wang2021-match-area success "$out/de-1-match-area"
-    result wang2021-figures figures "$out"/de-[135]
+    wang2021_stage de-allconv-1-wang2021 --preset wang2021
+    wang2021_stage de-allconv-1-match-area --match-area
+    result wang2021 success "${made[@]}" "$out/de-allconv-1-wang2021"
+    result wang2021-match-area success "$out/de-allconv-1-match-area"
+    result wang2021-figures figures "${made[@]}"
 }
 
 targeted() {
-    stage de-1-targeted attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}" \
-        --targeted --limit $few
-    result wang2021-targeted success "$out/de-1-targeted"
-    result wang2021-targeted-figures figures "$out/de-1-targeted"
+    local model made=()
+    for model in allconv nin vgg16; do
+        wang2021_stage de-$model-1-targeted --model $model --targeted --sample $few
+        made+=("$out/de-$model-1-targeted")
+    done
+    result wang2021-targeted success "${made[@]}"
+    result wang2021-targeted-figures figures "${made[@]}"
+}
+
+# NAME OPTIONS…: a search in the three regions of the masks.
+wang2021_stage() {
+    local name=$1 half=()
+    shift
+    [[ $name = *allconv* || $name = *targeted ]] || half=(--sample $((images / 2)))
+    stage $name attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}" "${half[@]}" "$@"
 }
 
 # Tables III and IV of wang2021 at 224×224, saliency masks.
 imagenet() {
     stage photos-de-1 attack de "$out/photos-u2netp" "${network[@]}" --labels "$out/labels.csv" --region all \
-        --resize squash --seed 1 "${search[@]}" --limit $few
+        --resize squash --seed 1 "${search[@]}" --sample $few
     result imagenet success "$out/photos-de-1"
 }
 
