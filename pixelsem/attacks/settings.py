@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,13 @@ Strategy = Literal[
 
 
 @dataclass(frozen=True)
-class AttackSettings(Settings):
+class AttackSettings(Settings, ABC):
     """Base of the settings of every attack."""
 
     @property
+    @abstractmethod
     def budget(self) -> int:
         """How many queries one search takes at most."""
-        raise NotImplementedError
 
     def budget_in(self, pixels: int) -> int:
         """How many queries one search takes at most in a region of so many pixels."""
