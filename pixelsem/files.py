@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from pixelsem.errors import OutputError
@@ -86,8 +86,7 @@ def path_problem(name: str) -> str | None:
     It may when it is absolute, has ``..``, NUL or ``\`` (which divides folders on some systems) in it, or is
     no Unicode text.
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or (os.name == "nt" and ":" in name):
+    if name.startswith("/") or ".." in name.split("/") or (os.name == "nt" and ":" in name):
         return "leaves its folder"
     if "\0" in name or "\\" in name:
         return "has a backslash or NUL in it"

@@ -5,6 +5,7 @@ Confidences are softmax probabilities in [0, 1] of fp32 logits. Paths are relati
 
 from __future__ import annotations
 
+from sys import intern
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -127,7 +128,7 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     @property
     def key(self) -> tuple[str, ...]:
         """What makes a record unique in its manifest."""
-        return (self.id, self.region, self.target or "", str(self.repeat))
+        return (self.id, self.region, self.target or "", intern(str(self.repeat)))
 
 
 class EpochRecord(Struct, frozen=True, omit_defaults=True):

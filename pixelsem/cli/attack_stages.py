@@ -109,7 +109,7 @@ class AttackStages:
     """
 
     def __init__(self, paths: Sequence[Path], *, compact: bool = False) -> None:
-        """``compact`` records name no files, and take a quarter of the memory.
+        """``compact`` records name no files, and take a ninth of the memory.
 
         Raises :class:`PixelsemError` where no stage has a record, :class:`StageError` where none can be read.
         """

@@ -1,21 +1,20 @@
-"""Attack records in a quarter of the memory, for tables over very many of them."""
+"""Attack records in a ninth of the memory, for tables over very many of them."""
 
 from __future__ import annotations
 
-import struct
-import sys
 from collections.abc import Sequence
-from functools import cache
+from sys import intern
 from typing import Any, cast
 
-from msgspec.structs import replace
+from msgspec import Struct, msgpack
 
-from pixelsem.records import FILE_FIELDS, AttackRecord, Prediction, PredictionAfter
+from pixelsem.records import FILE_FIELDS, AttackRecord, PixelChange, Prediction, PredictionAfter
 
 #: What records name of their stage's files; tables of numbers read none.
 _FILES = FILE_FIELDS["attack"]
 
-_NO_DIGESTS: dict[str, str] = {}
+#: What every table asks to choose its records; kept as it is, each value once but for ids.
+_AT_HAND = ("id", "outcome", "region", "label", "target", "repeat", "seed", "success")
 
 
 class Compactor:
@@ -26,88 +25,136 @@ class Compactor:
     """
 
     def __init__(self) -> None:
+        self._names = _Names()
+        self._values: dict[Any, Any] = {}
+
+    def __call__(self, record: AttackRecord) -> AttackRecord:
+        """Return a record that takes less memory; it is unpacked anew for whatever is asked of it."""
+        at_hand = [getattr(record, name) for name in _AT_HAND]
+        shared = [self._values.setdefault((type(value), value), value) for value in at_hand[1:]]
+        number, after = self._names.number, record.after
+        rest = _Rest(
+            files=hash((*(getattr(record, name) for name in _FILES), *sorted(record.digests.items()))),
+            label_source=number(record.label_source),
+            height=record.height,
+            width=record.width,
+            region_pixels=record.region_pixels,
+            queries=record.queries,
+            candidates=record.candidates,
+            generations=record.generations,
+            before=self._names.packed(record.before),
+            after=None if after is None else self._names.packed(after, after.of_before_top5),
+            old=[] if after is None else [(number(name), share, rank) for name, share, rank in after.of_before_top5],
+            pixels=[(change.x, change.y, *change.from_, *change.to) for change in record.pixels],
+            vulnerable_pixels=record.vulnerable_pixels,
+            reachable=record.reachable,
+        )
+        return cast(AttackRecord, _Compact([at_hand[0], *shared], msgpack.encode(rest), self._names))
+
+
+class _Answer(Struct, array_like=True, frozen=True):
+    """A :class:`Prediction` with numbers for names; of the five, those among the old five are their places there."""
+
+    class_: int
+    confidence: float
+    top5: list[tuple[int, float] | int]
+
+
+class _Rest(Struct, array_like=True, frozen=True):
+    """What is not at hand; ``files`` is a digest of what names files, ``old`` the old five of the answer after."""
+
+    files: int
+    label_source: int
+    height: int
+    width: int
+    region_pixels: int
+    queries: int
+    candidates: int
+    generations: int
+    before: _Answer
+    after: _Answer | None
+    old: list[tuple[int, float, int]]
+    pixels: list[tuple[int, int, int, int, int, int, int, int]]
+    vulnerable_pixels: int | None
+    reachable: dict[str, int] | None
+
+
+_decode = msgpack.Decoder(_Rest).decode
+
+
+class _Names:
+    """Numbers for names."""
+
+    def __init__(self) -> None:
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
 
-    def __call__(self, record: AttackRecord) -> AttackRecord:
-        """Return a record that takes less memory."""
-        files = hash((*(getattr(record, name) for name in _FILES), *sorted(record.digests.items())))
-        after = record.after
-        return replace(
-            record,
-            outcome=sys.intern(record.outcome),
-            region=sys.intern(record.region),
-            label=sys.intern(record.label),
-            label_source=sys.intern(record.label_source),
-            target=None if record.target is None else sys.intern(record.target),
-            **{name: "" if name == "clean" else None for name in _FILES},
-            digests=_NO_DIGESTS,
-            before=cast(Prediction, self._answer(record.before, files)),
-            after=None if after is None else cast(PredictionAfter, self._answer(after, 0, after.of_before_top5)),
-        )
-
-    def _answer(self, answer: Prediction, files: int, old: Sequence[tuple[str, float, int]] = ()) -> _Answer:
-        packed = _layout(len(answer.top5), len(old)).pack(
-            len(answer.top5),
-            len(old),
-            files,
-            answer.confidence,
-            *(share for _, share in answer.top5),
-            *(share for _, share, _ in old),
-            *(self._number(name) for name, _ in answer.top5),
-            *(self._number(name) for name, _, _ in old),
-            *(rank for *_, rank in old),
-        )
-        return _Answer(sys.intern(answer.class_), packed, self._names)
-
-    def _number(self, name: str) -> int:
+    def number(self, name: str) -> int:
         if name not in self._numbers:
             self._numbers[name] = len(self._names)
             self._names.append(name)
         return self._numbers[name]
 
+    def __getitem__(self, number: int) -> str:
+        return self._names[number]
 
-@cache
-def _layout(top: int, old: int) -> struct.Struct:
-    return struct.Struct(f"<BBqd{top}d{old}d{top}I{old}I{old}I")
+    def packed(self, answer: Prediction, old: Sequence[tuple[str, float, int]] = ()) -> _Answer:
+        places = {(name, share): place for place, (name, share, _) in enumerate(old)}
+        top5 = [places.get(one, (self.number(one[0]), one[1])) for one in answer.top5]
+        return _Answer(self.number(answer.class_), answer.confidence, top5)
+
+    def unpacked(
+        self, answer: _Answer, old: Sequence[tuple[str, float, int]] = ()
+    ) -> tuple[str, float, list[tuple[str, float]]]:
+        """Return what a :class:`Prediction` is made of."""
+        top5 = [old[one][:2] if isinstance(one, int) else (self[one[0]], one[1]) for one in answer.top5]
+        return self[answer.class_], answer.confidence, top5
 
 
-class _Answer:
-    """Reads as a :class:`PredictionAfter`, or a :class:`Prediction`; its numbers lie in a row."""
+class _Compact:
+    """Reads as an :class:`AttackRecord` that names no files."""
 
-    __slots__ = ("_names", "_packed", "class_")
+    __slots__ = (*_AT_HAND, "_names", "_packed")
 
-    def __init__(self, class_: str, packed: bytes, names: list[str]) -> None:
-        self.class_, self._packed, self._names = class_, packed, names
+    id: str
+    region: str
+    target: str | None
+    repeat: int
+
+    def __init__(self, at_hand: list[Any], packed: bytes, names: _Names) -> None:
+        for name, value in zip(_AT_HAND, at_hand, strict=True):
+            setattr(self, name, value)
+        self._packed, self._names = packed, names
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The record's."""
+        return (self.id, self.region, self.target or "", intern(str(self.repeat)))
 
     def __eq__(self, other: object) -> bool:
         """Do they say the same? Only those of one compactor do."""
-        if not isinstance(other, _Answer):
+        if not isinstance(other, _Compact):
             return NotImplemented
-        return self._names is other._names and (self.class_, self._packed) == (other.class_, other._packed)
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.class_, self._packed))
+        return hash((self.key, self._packed))
 
-    @property
-    def confidence(self) -> float:
-        share: float = self._unpacked()[3]
-        return share
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not at hand."""
+        if name in _FILES:
+            return "" if name == "clean" else None
+        if name not in AttackRecord.__struct_fields__:
+            raise AttributeError(name)
+        return {} if name == "digests" else self._unpacked(_decode(self._packed), name)
 
-    @property
-    def top5(self) -> list[tuple[str, float]]:
-        values = self._unpacked()
-        top, old = values[:2]
-        shares, numbers = values[4 : 4 + top], values[4 + top + old : 4 + 2 * top + old]
-        return [(self._names[number], share) for number, share in zip(numbers, shares, strict=True)]
-
-    @property
-    def of_before_top5(self) -> list[tuple[str, float, int]]:
-        values = self._unpacked()
-        top, old = values[:2]
-        at = 4 + 2 * top + old
-        shares, numbers, ranks = values[4 + top : 4 + top + old], values[at : at + old], values[at + old :]
-        return [(self._names[n], share, rank) for n, share, rank in zip(numbers, shares, ranks, strict=True)]
-
-    def _unpacked(self) -> tuple[Any, ...]:
-        return _layout(self._packed[0], self._packed[1]).unpack(self._packed)
+    def _unpacked(self, rest: _Rest, name: str) -> Any:
+        names = self._names
+        if name == "before":
+            return Prediction(*names.unpacked(rest.before))
+        if name == "after":
+            old = [(names[number], share, rank) for number, share, rank in rest.old]
+            return None if rest.after is None else PredictionAfter(*names.unpacked(rest.after, old), old)
+        if name == "pixels":
+            return [PixelChange(x, y, (a, b, c), (d, e, f)) for x, y, a, b, c, d, e, f in rest.pixels]
+        return names[rest.label_source] if name == "label_source" else getattr(rest, name)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelsem.metrics.bootstrap import Estimate, bootstrap
 from pixelsem.metrics.intervals import Rate, clustered_rate
@@ -50,25 +51,43 @@ def original_classes(
     ]
     if not chosen:
         return None
-    decrease = {k: found for k in ORIGINAL if (found := _decrease(chosen, k, confidence)) is not None}
-    within = {(k, m): share for k, m in WITHIN if (share := _within(chosen, k, m, confidence)) is not None}
+    of_best = _OfBest.of(chosen)
+    decrease = {k: found for k in ORIGINAL if (found := of_best.decrease(k, confidence)) is not None}
+    within = {(k, m): share for k, m in WITHIN if (share := of_best.within(k, m, confidence)) is not None}
     return OriginalClasses(len(chosen), decrease, within)
 
 
-def _pairs(record: AttackRecord, k: int) -> list[tuple[float, float, int]]:
-    """Return (confidence before, confidence after, rank after) of the original top k; nothing for fewer classes."""
-    before = record.before.top5[:k]
-    left = {name: (share, rank) for name, share, rank in record.after.of_before_top5} if record.after else {}
-    if len(before) < k or any(name not in left for name, _ in before):
-        return []
-    return [(share, *left[name]) for name, share in before]
+@dataclass(frozen=True)
+class _OfBest:
+    """What became of the best classes of N searches, best first; float64 [N, 5], NaN where that is not recorded.
 
+    :ivar lost: confidence before minus after.
+    :ivar rank: afterwards, from 1.
+    """
 
-def _decrease(records: Sequence[AttackRecord], k: int, confidence: float) -> Estimate | None:
-    means = [np.mean([old - new for old, new, _ in pairs]) for record in records if (pairs := _pairs(record, k))]
-    return bootstrap(np.array(means), confidence) if means else None
+    lost: NDArray[np.float64]
+    rank: NDArray[np.float64]
 
+    @classmethod
+    def of(cls, records: Sequence[AttackRecord]) -> _OfBest:
+        found = np.full((2, len(records), max(ORIGINAL)), np.nan)
+        for row, record in enumerate(records):
+            after = record.after
+            left = {name: (share, rank) for name, share, rank in after.of_before_top5} if after else {}
+            for column, (name, share) in enumerate(record.before.top5[: max(ORIGINAL)]):
+                if name in left:
+                    found[:, row, column] = share - left[name][0], left[name][1]
+        return cls(*found)
 
-def _within(records: Sequence[AttackRecord], k: int, m: int, confidence: float) -> Rate | None:
-    ranks = [[rank for *_, rank in _pairs(record, k)] for record in records]
-    return clustered_rate([(sum(rank <= m for rank in image), len(image)) for image in ranks], confidence)
+    def _known(self, k: int) -> NDArray[np.bool_]:
+        """Return of which searches there is something recorded of each of the best k; bool [N]."""
+        return np.asarray(~np.isnan(self.rank[:, :k]).any(1))
+
+    def decrease(self, k: int, confidence: float) -> Estimate | None:
+        means = self.lost[self._known(k), :k].mean(1)
+        return bootstrap(means, confidence) if len(means) else None
+
+    def within(self, k: int, m: int, confidence: float) -> Rate | None:
+        known = self._known(k)
+        hits = np.where(known, (self.rank[:, :k] <= m).sum(1), 0)
+        return clustered_rate(list(zip(hits.tolist(), (k * known).tolist(), strict=True)), confidence)

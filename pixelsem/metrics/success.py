@@ -153,9 +153,12 @@ def _confidence(records: Iterable[AttackRecord]) -> Mean | None:
 def successes_by_image(records: Iterable[AttackRecord]) -> dict[Image, tuple[int, int]]:
     """Return (successes, searches) of every image there are ``records`` of."""
     found: dict[Image, tuple[int, int]] = {}
+    counts: dict[tuple[int, int], tuple[int, int]] = {}  # each pair once: of very many images most are alike
     for record in records:
-        hits, trials = found.get(image_of(record), (0, 0))
-        found[image_of(record)] = (hits + record.success, trials + 1)
+        image = image_of(record)
+        hits, trials = found.get(image, (0, 0))
+        new = hits + record.success, trials + 1
+        found[image] = counts.setdefault(new, new)
     return found
 
 
