@@ -167,24 +167,45 @@ class Stage:
         Of records with one key (two processes did the same work, with the same result) the first counts.
         Raises :class:`StageError` naming file and line for anything else that does not fit.
         """
+        return (record for _, record in self.placed())
+
+    def placed(self) -> Iterator[tuple[int, Record]]:
+        """Yield :meth:`records`, each behind its place in the manifest, from which :meth:`at` reads it again."""
         seen: set[tuple[str, ...]] = set()
-        for record in self.scan():
+        for place, record in self._scan():
             if isinstance(record, StageError):
                 raise record
             if record.key not in seen:
                 seen.add(record.key)
-                yield record
+                yield place, record
+
+    def at(self, place: int) -> Record:
+        """Return the record at a place in the manifest; raises :class:`StageError` where none can be read there."""
+        try:
+            with self.manifest.open("rb") as file:
+                file.seek(place)
+                return self._decode(file.readline())
+        except OSError as error:
+            raise StageError(f"{self.manifest}: cannot be read: {reason(error)}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise StageError(f"{self.manifest}: was changed meanwhile; try again") from error
 
     def scan(self) -> Iterator[Record | StageError]:
         """Yield for every line of the manifest its record, or what is wrong with it; all records of one key.
 
         Raises :class:`StageError` where the manifest cannot be read at all.
         """
+        return (record for _, record in self._scan())
+
+    def _scan(self) -> Iterator[tuple[int, Record | StageError]]:
+        """Yield what :meth:`scan` does, each behind the bytes of the manifest before it."""
+        place = 0
         for number, line in enumerate(self._lines(), 1):
             try:
-                yield self._decode(line)
+                yield place, self._decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, StageError) as error:
-                yield StageError(f"{self.manifest}, line {number}: {one_line(error)}")
+                yield place, StageError(f"{self.manifest}, line {number}: {one_line(error)}")
+            place += len(line)
 
     def keys(self) -> set[tuple[str, ...]]:
         """Return the keys of all records: what a resumed run skips. Raises as :meth:`records` does."""
@@ -215,6 +236,11 @@ class Stage:
         """Yield the records of an attack stage; raises :class:`StageError` for a stage of another kind."""
         yield from cast("Iterator[AttackRecord]", self._records_of("attack"))
 
+    def placed_attack_records(self) -> Iterator[tuple[int, AttackRecord]]:
+        """Yield :meth:`attack_records`, each behind its place; see :meth:`placed`."""
+        self._check_kind("attack")
+        yield from cast("Iterator[tuple[int, AttackRecord]]", self.placed())
+
     def segment_records(self) -> Iterator[SegmentRecord]:
         """Yield the records of a segmentation stage; raises :class:`StageError` for a stage of another kind."""
         yield from cast("Iterator[SegmentRecord]", self._records_of("segment"))
@@ -228,9 +254,12 @@ class Stage:
         yield from cast("Iterator[EpochRecord]", self._records_of("train"))
 
     def _records_of(self, kind: str) -> Iterator[Record]:
+        self._check_kind(kind)
+        return self.records()
+
+    def _check_kind(self, kind: str) -> None:
         if self.info.kind != kind:
             raise StageError(f"{self.path}: is a stage of {self.info.command!r}; one of kind {kind!r} is needed")
-        return self.records()
 
     def append(self, *records: Record) -> None:
         """Add records whose files are in place: all of them, on the disk when this returns, or none.

@@ -20,8 +20,10 @@ from report_runs import make_run, mask_of, scene, search, write_pictures
 from typer.testing import CliRunner, Result
 
 from pixelsem.cli import evaluate
+from pixelsem.cli.attack_stages import AttackStages
 from pixelsem.cli.groups import RootGroup
 from pixelsem.metrics.intervals import Rate, wilson
+from pixelsem.report import gallery
 from pixelsem.report.html_tables import to_html
 from pixelsem.report.page_charts import Bar, flow_chart, query_chart, rate_chart
 from pixelsem.report.tables import Column, Table, write_tables
@@ -47,7 +49,8 @@ def call(*arguments: object, code: int = 0, stdin: str = "") -> Result:
 
 def data_of(page: Path) -> dict[str, Any]:
     parts = re.findall(r'<script type="application/json" id="(\w+)">(.*?)</script>', page.read_text(), re.DOTALL)
-    return {name: json.loads(text) for name, text in parts}
+    data = {name: json.loads(text) for name, text in parts}
+    return data | {"items": [item for number in range(data["about"]["blocks"]) for item in data[f"i{number}"]]}
 
 
 def tile(data: dict[str, Any], place: list[int]) -> NDArray[np.uint8]:
@@ -123,7 +126,7 @@ def test_pictures_are_in_the_page_bit_by_bit_and_once(folder: Path) -> None:
     make_run(folder / "run")
     call("run", "-o", "page.html")
     data = data_of(Path("page.html"))
-    items = data["about"]["items"]
+    items = data["items"]
     assert len(items) == 24
     assert [name for name in data if name.startswith("s")] == ["s0", "s1"]  # images, masks
     for item in items:
@@ -135,13 +138,46 @@ def test_pictures_are_in_the_page_bit_by_bit_and_once(folder: Path) -> None:
     assert len({tuple(item["clean"]) for item in items}) == 12
 
 
+def test_a_page_is_written_block_by_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(folder / "run")
+    call("run", "-o", "whole.html")
+    whole = data_of(Path("whole.html"))
+    monkeypatch.setattr(gallery, "_ITEMS", 7)
+    monkeypatch.setattr(gallery, "_PICTURES", 2)
+    call("run", "-o", "page.html")
+    data = data_of(Path("page.html"))
+    assert [len(data[f"i{number}"]) for number in range(data["about"]["blocks"])] == [7, 7, 7, 3]
+    assert len([name for name in data if name.startswith("s")]) > 3
+    for item, expected in zip(data["items"], whole["items"], strict=True):
+        for name in ("clean", "mask"):
+            assert (tile(data, item[name]) == tile(whole, expected[name])).all()
+        assert item | {"clean": 0, "mask": 0} == expected | {"clean": 0, "mask": 0}
+
+
+def test_a_record_that_changed_while_the_page_was_made_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(folder / "run", images=1)
+    manifest = folder / "run/attack-background/manifest.jsonl"
+    read = AttackStages.__init__
+
+    def read_and_change(self: AttackStages, *arguments: Any, **options: Any) -> None:
+        read(self, *arguments, **options)
+        manifest.write_bytes(b"\n" + manifest.read_bytes())
+
+    monkeypatch.setattr(AttackStages, "__init__", read_and_change)
+    result = call("run", "-o", "page.html", code=1)
+    assert "was changed meanwhile; try again" in result.stderr
+    assert {item["region"] for item in data_of(Path("page.html"))["items"]} == {"foreground"}
+
+
 def test_an_attacked_image_that_its_pixels_do_not_explain_is_in_the_page(folder: Path) -> None:
     one = search(3, "original", hit=True)
     path = write_stage(folder / "run" / "a", info("original", counts={"searches": 1}), one)
     write_pictures(path, one, 3, noise=True)
     call("run", "-o", "page.html")
     data = data_of(Path("page.html"))
-    item = data["about"]["items"][0]
+    item = data["items"][0]
     assert item["painted"] is False
     attacked = tile(data, item["attacked"])
     assert attacked[2, 1].tolist() == [255, 0, 7]
@@ -156,13 +192,13 @@ def test_large_images_are_small_in_the_page_and_linked_from_where_it_lies(folder
     make_run(folder / "run", images=1, side=120)
     call("run", "-o", "elsewhere/page.html")
     data = data_of(Path("elsewhere/page.html"))
-    item = data["about"]["items"][0]
+    item = data["items"][0]
     assert item["whole"] is False
     assert tile(data, item["clean"]).shape == (112, 112, 3)
     assert (folder / "elsewhere" / item["links"]["clean"]).resolve() == folder / "run/attack-background/clean/cat/1.png"
     call("run", "-o", "all.html", "--embed", 120)
     data = data_of(Path("all.html"))
-    item = data["about"]["items"][0]
+    item = data["items"][0]
     assert (item["whole"], item["links"]) == (True, None)
     assert (tile(data, item["clean"]) == scene(1, 120)).all()
 
@@ -178,7 +214,7 @@ def test_names_cannot_break_out_of_the_page(folder: Path) -> None:
     assert not {"b", "i", "u", "s", "img"} & (set(page.tags) - set(Texts(_plain_page(folder)).tags))
     assert page.tags.count("script") == Texts(_plain_page(folder)).tags.count("script")
     assert "<s>net</s>" in page.text
-    assert data_of(Path("page.html"))["about"]["items"][0]["id"] == evil
+    assert data_of(Path("page.html"))["items"][0]["id"] == evil
 
 
 def _plain_page(folder: Path) -> Path:
@@ -251,14 +287,14 @@ def test_a_change_outside_of_its_image_is_said(folder: Path) -> None:
         (path / name).write_bytes((path / one.clean).read_bytes())
     result = call("run", "-o", "page.html", code=1)
     assert "a changed pixel of 'cat/2.png' lies outside the image" in result.stderr
-    assert len(data_of(Path("page.html"))["about"]["items"]) == 1
+    assert len(data_of(Path("page.html"))["items"]) == 1
 
 
 def test_the_gallery_has_room_for_successes_first(folder: Path) -> None:
     make_run(folder / "run")
     result = call("run", "-o", "page.html", "--gallery", 10)
     assert "The gallery holds 10 of 24 searches" in result.stderr
-    items = data_of(Path("page.html"))["about"]["items"]
+    items = data_of(Path("page.html"))["items"]
     assert sum(item["success"] for item in items) == 9
     assert len(items) == 10
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """One search: its record, and the stage that holds its files."""
+    """One search: its record, and the stage that holds its files; ``place`` is where in the manifest the record is."""
 
     stage: Stage
     record: AttackRecord
+    place: int
+
+    def whole(self) -> Search:
+        """Return the search with its record as it was written, files included, where this one is compact.
+
+        Raises :class:`StageError` where it is no longer there.
+        """
+        record = self.stage.at(self.place)
+        if not isinstance(record, AttackRecord) or record.key != self.record.key:
+            raise StageError(f"{self.stage.manifest}: was changed meanwhile; try again")
+        return replace(self, record=record)
 
     def clean(self) -> NDArray[np.uint8]:
         """Read the clean image, uint8 [H, W, 3]; raises :class:`InputError` where it is not as the record says."""
@@ -115,6 +127,7 @@ class AttackStages:
         """
         self._compact = Compactor() if compact else None
         self.stages: list[tuple[Stage, AttackStage]] = []
+        self._places: dict[str, array[int]] = {}  # of each stage's records
         self.notes: list[str] = []
         distinct: dict[Path, Path] = {}
         for path in paths:
@@ -138,7 +151,11 @@ class AttackStages:
 
     def _add(self, path: Path) -> None:
         stage = Stage.open(path)
-        records = list(stage.attack_records() if self._compact is None else map(self._compact, stage.attack_records()))
+        records: list[AttackRecord] = []
+        places = self._places[str(path)] = array("q")
+        for place, record in stage.placed_attack_records():
+            places.append(place)
+            records.append(record if self._compact is None else self._compact(record))
         self.notes += _gaps(stage, len(records))
         self.stages.append((stage, AttackStage(str(path), stage.info, records)))
 
@@ -171,8 +188,8 @@ class AttackStages:
         found: dict[tuple[str, ...], Search] = {}
         for name in setup.stages:
             stage, records = held[name]
-            for record in records:
-                found.setdefault(record.key, Search(stage, record))
+            for place, record in zip(self._places[name], records, strict=True):
+                found.setdefault(record.key, Search(stage, record, place))
         return found
 
     def of_setup(self, setup: Setup) -> Stage:

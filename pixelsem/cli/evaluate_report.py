@@ -73,12 +73,11 @@ def evaluate_report(*, inputs: Inputs = None, options: ReportOptions) -> None:
     console = Console(quiet=options.quiet, as_json=options.json)
     _check_output(options.output)
     work = _Inputs(named_inputs(inputs) or [options.run])
-    opened = AttackStages(work.stages)
+    opened = AttackStages(work.stages, compact=True)
     notes = work.notes + opened.notes
     folder = work.runs[0] if work.runs else work.stages[0].parent
     path = options.output or folder / f"evaluate-report-{digest({'stages': opened.identities})[:6]}.html"
-    searches = _chosen(opened, options.gallery)
-    count = len(_all(opened))
+    searches, count = _chosen(opened, options.gallery)
     if len(searches) < count:
         notes.append(f"The gallery holds {len(searches)} of {count} searches; --gallery shows more.")
     title = options.title or folder.resolve().name
@@ -163,12 +162,11 @@ def _all(opened: AttackStages) -> list[tuple[int, Search]]:
     return sorted(found.values(), key=lambda item: (item[0], item[1].record.key))
 
 
-def _chosen(opened: AttackStages, count: int) -> list[tuple[int, Search]]:
-    """Return at most ``count`` searches, successful ones first if they are not all there."""
+def _chosen(opened: AttackStages, count: int) -> tuple[list[tuple[int, Search]], int]:
+    """Return at most ``count`` searches, successful ones first if they are not all there; and how many there are."""
     every = _all(opened)
-    if len(every) > count:
-        every = sorted(every, key=lambda item: not item[1].record.success)[:count]
-    return every
+    chosen = every if len(every) <= count else sorted(every, key=lambda item: not item[1].record.success)[:count]
+    return chosen, len(every)
 
 
 def _runs(opened: AttackStages) -> dict[str, Run]:
@@ -196,12 +194,13 @@ def _items(
     from pixelsem.report.gallery import GalleryItem
 
     stages = {stage.path: number for number, (stage, _) in enumerate(opened.stages)}
-    for done, (setup, search) in enumerate(searches, 1):
+    for done, (setup, compact) in enumerate(searches, 1):
         try:
+            search = compact.whole()
             clean = search.clean()
             attacked, mask = search.attempt(clean), search.mask()
         except (InputError, StageError) as error:
-            failures[f"{search.stage.path} {search.record.key}"] = str(error)
+            failures[f"{compact.stage.path} {compact.record.key}"] = str(error)
             continue
         links = dict(_links(search, page))
         yield GalleryItem(search.record, setup, stages[search.stage.path], clean, attacked, mask, links)

@@ -18,8 +18,12 @@ from pixelsem.report.pages import data_block, data_uri
 #: Digits of a confidence, of which the page shows three.
 _DIGITS = 6
 
-#: A sheet is at most this many pixels wide and high, so that few are unpacked for what is in sight.
-SHEET = 1024
+#: A sheet is so many pictures wide and high at most, and so many pixels: few are unpacked for what is in sight, and a
+#: sheet that is being filled takes little memory.
+_PICTURES, _PIXELS = 8, 1024
+
+#: Items of a block.
+_ITEMS = 256
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,20 @@ class GalleryItem:
 class Gallery:
     """Turns items into the data of a page: :meth:`add` each, then :meth:`finish`.
 
-    Both yield blocks to write, as soon as a sheet is full. Images of at most ``whole`` pixels a side are in the
-    page as they are, pixel by pixel; larger ones as pictures of ``thumbnail`` pixels.
+    Both yield blocks to write, as soon as a sheet is full or there are many items. Images of at most ``whole`` pixels
+    a side are in the page as they are, pixel by pixel; larger ones as pictures of ``thumbnail`` pixels.
+
+    :ivar count: how many items were taken.
+    :ivar blocks: how many blocks of items there are, ``i0`` and so on.
     """
 
     def __init__(self, *, whole: int, thumbnail: int) -> None:
-        self.items: list[dict[str, Any]] = []
+        self.count = self.blocks = 0
+        self._items: list[dict[str, Any]] = []
         self._whole, self._thumbnail = whole, thumbnail
         self._sheets: dict[tuple[Any, ...], _Sheet] = {}
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._count = 0
+        self._number = 0  # of sheets
 
     def add(self, item: GalleryItem) -> Iterator[bytes]:
         """Take one item."""
@@ -75,13 +83,24 @@ class Gallery:
         if item.mask is not None:
             mask = resize_mask(item.mask.astype(np.uint8) * np.uint8(255), size).astype(np.uint8)
             about["mask"] = yield from self._place(mask, lossless=True)
-        self.items.append(about)
+        self.count += 1
+        self._items.append(about)
+        if len(self._items) == _ITEMS:
+            yield self._block()
 
     def finish(self) -> Iterator[bytes]:
-        """Yield the sheets that are not full."""
+        """Yield what is not full."""
         for sheet in self._sheets.values():
             yield sheet.block()
         self._sheets = {}
+        if self._items:
+            yield self._block()
+
+    def _block(self) -> bytes:
+        """Return the items at hand as a part of the page."""
+        block = data_block(f"i{self.blocks}", self._items)
+        self._items, self.blocks = [], self.blocks + 1
+        return block
 
     def _place(self, pixels: Pixels, *, lossless: bool) -> Any:
         """Put a picture on a sheet of its kind, unless it is on one; return [sheet, place]."""
@@ -89,8 +108,8 @@ class Gallery:
         if key not in self._places:
             kind = (pixels.shape, lossless)
             if kind not in self._sheets:
-                self._sheets[kind] = _Sheet(self._count, lossless)
-                self._count += 1
+                self._sheets[kind] = _Sheet(self._number, lossless)
+                self._number += 1
             sheet = self._sheets[kind]
             self._places[key] = (sheet.number, sheet.put(pixels))
             if sheet.full:
@@ -111,11 +130,11 @@ class _Sheet:
 
     @property
     def _across(self) -> int:
-        return max(1, SHEET // int(self._tiles[0].shape[1]))
+        return _fitting(self._tiles[0].shape[1])
 
     @property
     def full(self) -> bool:
-        return len(self._tiles) == self._across * max(1, SHEET // int(self._tiles[0].shape[0]))
+        return len(self._tiles) == self._across * _fitting(self._tiles[0].shape[0])
 
     def block(self) -> bytes:
         """Return the sheet as a part of the page."""
@@ -128,6 +147,11 @@ class _Sheet:
         kind: Literal["png", "webp"] = "png" if picture.ndim == 2 else "webp"
         source = data_uri(encode_image(picture, kind, lossless=self._lossless), kind)
         return data_block(f"s{self.number}", {"width": width, "height": height, "columns": columns, "source": source})
+
+
+def _fitting(side: int) -> int:
+    """Return how many pictures with so many pixels a side are side by side."""
+    return max(1, min(_PICTURES, _PIXELS // int(side)))
 
 
 def _painted(clean: Pixels, record: AttackRecord) -> Pixels:

@@ -1,5 +1,6 @@
 (() => {
-  const { items, setups, stages } = dataOf("about");
+  const { blocks, setups, stages } = dataOf("about");
+  const items = Array.from({ length: blocks }, (_, number) => dataOf(`i${number}`)).flat();
   const root = document.documentElement;
   const grid = $("grid");
 

@@ -90,11 +90,11 @@ def write_report(
     about = {
         "setups": [{"name": setup_name(setup), "network": setup.network} for setup in report.setups],
         "stages": [{"name": run.name, "repeat": run.repeat, "seed": run.info.seed} for run in report.runs.values()],
-        "items": gallery.items,
+        "blocks": gallery.blocks,
     }
     file.write(data_block("about", about))
     file.write(tail)
-    return len(gallery.items)
+    return gallery.count
 
 
 def _parts(report: Report) -> dict[str, str]:
