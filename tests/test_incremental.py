@@ -102,7 +102,7 @@ def spreading_by(way: str | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if way == "windows":
             patch.setattr(spreading, "_POINT_DTYPES", ())
-        patch.setattr(spreading, "_FEWEST_CHANNELS", 1)
+        patch.setattr(spreading, "_FEWEST_VALUES", 1)
         patch.setattr(spreading, "_FEWEST_WINDOWS", 1)
         patch.setattr(spreading, "_AT_ONCE", 2**12)  # several pieces of a group
         patch.setattr(spreading, "_FEWEST_ROWS", 1)

@@ -31,7 +31,7 @@ _MOST_POINTS = 6  # which leave an error of about 1e-6 of the change in float32
 #: bfloat16 bears four points, whose products are too little fewer to make up for the steps around them: there the
 #: windows of changes are convolved with a border of zeros, most of whose products oneDNN leaves out.
 _POINT_DTYPES = (torch.float32, torch.float64)
-_FEWEST_CHANNELS = 32  # in and out, of which the matrices are large enough
+_FEWEST_VALUES = 800  # of a kernel, per channel of its smaller side, of which the matrices are large enough
 _FEWEST_WINDOWS = 16  # to multiply with them
 _LONGEST_KERNEL = 5
 _AT_ONCE = 2**25  # bytes of products: larger ones gain nothing, smaller ones make small matrices
@@ -50,7 +50,7 @@ def spread(module: nn.Conv2d, padding: tuple[int, int], single: bool) -> Spread 
     known = module.groups == 1 and module.stride == module.dilation == (1, 1)
     if not known or weight.device.type != "cpu" or module.kernel_size[0] != module.kernel_size[1]:
         return None
-    pays = min(weight.shape[:2]) >= _FEWEST_CHANNELS
+    pays = min(weight.shape[:2]) * module.kernel_size[0] ** 2 >= _FEWEST_VALUES
     return Spread(module, padding) if single or (pays and module.kernel_size[0] <= _LONGEST_KERNEL) else None
 
 
