@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attack_stages import info, write_stage
 from conftest import ROOT, Finished
+from report_runs import search, write_pictures
 
 from pixelsem.images import write_image
 from pixelsem.records import SegmentRecord
@@ -233,6 +235,25 @@ def test_memory_does_not_grow_with_the_images(harness: Callable[[str], ModuleTyp
     )
     assert many < 1.1 * few
     assert len(list(Stage.open(lab.inputs / "memory/1000/segment"))) == 1000
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize("command", ["evaluate success", "evaluate report"])
+def test_memory_of_what_reads_records_hardly_grows(
+    command: str, harness: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    reliability = harness("reliability")
+    lab, peaks = reliability.Lab(tmp_path, Random(0)), []
+    for count in (100, 3000):
+        found = [search(n, "original", hit=n % 3 == 0, side=32) for n in range(1, count + 1)]
+        about = info("original", counts={"searches": count})
+        stage = write_stage(lab.inputs / f"memory/{count}/small", about, *found)
+        for n, one in enumerate(found, 1):
+            write_pictures(stage, one, n)
+        words = [reliability.filled(word, count) for word in reliability.MEMORY[command]]
+        peaks.append(reliability.peak_memory(words, count, lab))
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_kills_are_shared_out_among_the_jobs_of_a_command(harness: Callable[[str], ModuleType]) -> None:
