@@ -72,11 +72,12 @@ class Activations:
         self._rows, self._block = {}, range(0)
 
     def _recorded(self, wanted: Mapping[fx.Node, Value]) -> dict[fx.Node, Tensor]:
-        parts: dict[fx.Node, list[Tensor]] = {node: [] for node in wanted}
+        rows: dict[fx.Node, Tensor] = {}
+        recording = _Recording(self._graph, wanted, rows, len(self._block))
         for start in range(self._block.start, self._block.stop, _BATCH):
             images = self._images[start : min(start + _BATCH, self._block.stop)]
-            _Recording(self._graph, wanted, parts).run(self._normalise(images))
-        return {node: torch.cat(rows) for node, rows in parts.items()}
+            recording.of(self._normalise(images), start - self._block.start)
+        return rows
 
 
 def _part(rows: Tensor, images: int, low: int, high: int) -> Tensor:
@@ -86,18 +87,31 @@ def _part(rows: Tensor, images: int, low: int, high: int) -> Tensor:
 
 
 class _Recording(fx.Interpreter):
-    """Runs the network on clean images and notes some of its activations, as rows."""
+    """Runs the network on clean images and notes some of its activations, as ``rows`` of all ``images`` of a block.
+
+    Each has its place there from the first: to join parts would take twice the memory, in pieces of many sizes.
+    """
 
     def __init__(
-        self, graph: fx.GraphModule, wanted: Mapping[fx.Node, Value], parts: dict[fx.Node, list[Tensor]]
+        self, graph: fx.GraphModule, wanted: Mapping[fx.Node, Value], rows: dict[fx.Node, Tensor], images: int
     ) -> None:
         super().__init__(graph)
         self.extra_traceback = False
-        self._wanted, self._parts = wanted, parts
+        self._wanted, self._rows, self._images = wanted, rows, images
+        self._which = slice(0)
+
+    def of(self, images: Tensor, first: int) -> None:
+        """Note the activations of ``images``, of which the first is number ``first`` of the block."""
+        self._which = slice(first, first + len(images))
+        self.run(images)
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)
         if node in self._wanted:
             # A copy, for a network that is one node may overwrite its input.
-            self._parts[node].append(to_rows(result, self._wanted[node].axes).clone())
+            rows = to_rows(result, self._wanted[node].axes)
+            each = len(rows) // (self._which.stop - self._which.start)
+            if node not in self._rows:
+                self._rows[node] = rows.new_empty(each * self._images, rows.shape[1])
+            self._rows[node][self._which.start * each : self._which.stop * each] = rows
         return result
