@@ -77,21 +77,25 @@ class StageLock:
             handle, alone = _open_locked(path)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {reason(error)}; choose another folder with -o") from error
+        ours = False
         try:
             there = _read(path)
             if alone is False or (there is not None and _lives(there, path, sure=alone is True)):
                 raise StageError(_busy(folder, there, path))
             holder = Holder(socket.gethostname(), os.getpid(), time.time(), command, os.urandom(8).hex(), records)
+            ours = alone is True
             _write(handle, holder)
             if alone is None:
                 _settle(path, holder, folder)
-        except OSError as error:
+            return cls(path, handle, holder, there)
+        except BaseException as error:  # a signal too: to write takes as long as the disk does
+            if ours:
+                with suppress(OSError):
+                    path.unlink()
             os.close(handle)
-            raise OutputError(f"{path}: cannot be written: {reason(error)}") from error
-        except BaseException:
-            os.close(handle)
+            if isinstance(error, OSError):
+                raise OutputError(f"{path}: cannot be written: {reason(error)}") from error
             raise
-        return cls(path, handle, holder, there)
 
     def check(self) -> None:
         """Raise :class:`StageError` where the lock was lost: another process may be writing to the stage by now."""

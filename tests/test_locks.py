@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from pixelsem import locks
-from pixelsem.errors import StageError
+from pixelsem.errors import OutputError, StageError
 from pixelsem.locks import LOCK_FILE, Holder, StageLock, holder_of
 from pixelsem.records import EpochRecord
 from pixelsem.stage import Stage, StageInfo
@@ -83,6 +84,21 @@ def test_a_lock_is_free_after_its_release(tmp_path: Path) -> None:
         lock.release()
         lock.release()
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "no such luck")])
+def test_a_lock_that_was_not_had_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "_write", write)
+        with pytest.raises((KeyboardInterrupt, OutputError)):
+            StageLock.acquire(tmp_path, "segment")
+    assert list(tmp_path.iterdir()) == []
+    StageLock.acquire(tmp_path, "segment").release()
 
 
 def test_a_holder_on_another_machine_counts_while_it_gives_signs_of_life(tmp_path: Path) -> None:
