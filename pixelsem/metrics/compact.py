@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from sys import intern
 from typing import Any, cast
 
 from msgspec import Struct, msgpack
@@ -116,20 +115,12 @@ class _Compact:
 
     __slots__ = (*_AT_HAND, "_names", "_packed")
 
-    id: str
-    region: str
-    target: str | None
-    repeat: int
-
     def __init__(self, at_hand: list[Any], packed: bytes, names: _Names) -> None:
         for name, value in zip(_AT_HAND, at_hand, strict=True):
             setattr(self, name, value)
         self._packed, self._names = packed, names
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The record's."""
-        return (self.id, self.region, self.target or "", intern(str(self.repeat)))
+    key: Any = AttackRecord.key  # the same property
 
     def __eq__(self, other: object) -> bool:
         """Do they say the same? Only those of one compactor do."""
