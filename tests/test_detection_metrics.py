@@ -103,7 +103,8 @@ def test_the_interval_of_the_area_covers_the_truth() -> None:
 def row(attack: str, delta: float | None, trained_on: str | None = None, **changes: Any) -> DetectionRow:
     found = measure(paired([-1, -0.5, 0.2, -0.1], [0.5, -0.2, 1, 0.9]))
     assert found is not None
-    values = {"network": "net", "variant": None, "region": "original", "features": "spam (separate)"} | changes
+    common = {"network": "net", "pixels": None, "variant": None, "region": "original", "features": "spam (separate)"}
+    values: dict[str, Any] = common | changes
     return DetectionRow(attack=attack, delta=delta, trained_on=trained_on, found=found, **values)
 
 
@@ -120,6 +121,13 @@ def test_table_2_has_a_row_per_attack_and_a_column_per_budget() -> None:
     assert len(long) == 5
     assert long[0] | {"error": 0.25, "false_alarms": long[0]["false_alarms"]} == long[0]
     assert [line["trained_on"] for line in long] == [None] * 4 + ["i-fgm, δ=4"]
+
+
+def test_few_pixels_are_told_apart_by_their_number() -> None:
+    rows = [row("de", None, pixels=1), row("de", None, pixels=5)]
+    lines = to_plain(detection_table(rows))["rows"]
+    assert [line["pixels"] for line in lines] == [1, 5]
+    assert [line.label for line in rows] == ["de, pixels=1", "de, pixels=5"]
 
 
 def test_the_table_of_unknown_images_has_their_rate() -> None:

@@ -130,8 +130,8 @@ class _Work:
         # Budgets have a column of their own.
         variant = ", ".join(part for part in setup.variant.split(", ") if not part.startswith("delta="))
         return DetectionRow(
-            setup.network, setup.attack, variant or None, None if delta is None else float(delta), region, features,
-            None if model.get("search") == search_identity(info) else trained_on, found,
+            setup.network, setup.attack, setup.pixels, variant or None, None if delta is None else float(delta), region,
+            features, None if model.get("search") == search_identity(info) else trained_on, found,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class DetectionRow:
     """One attack's images under one detector.
 
+    :ivar pixels: how many pixels the attack changes, where it has such a limit.
     :ivar delta: the attack's budget δ, where it has one; ``variant``, what else tells it from others in the table.
     :ivar features: what the detector looks at, e.g. ``spam (separate)``.
     :ivar trained_on: the attack that the detector was trained on; None where it was this very one.
@@ -26,6 +27,7 @@ class DetectionRow:
 
     network: str
     attack: str
+    pixels: int | None
     variant: str | None
     delta: float | None
     region: str
@@ -36,15 +38,17 @@ class DetectionRow:
     @property
     def label(self) -> str:
         """What the row is called in a figure."""
+        pixels = None if self.pixels is None else f"pixels={self.pixels}"
         delta = None if self.delta is None else f"δ={self.delta:g}"
         other = None if self.trained_on is None else f"by {self.trained_on}"
         region = None if self.region == "original" else self.region
-        return ", ".join(part for part in (self.attack, delta, self.variant, region, other) if part)
+        return ", ".join(part for part in (self.attack, pixels, delta, self.variant, region, other) if part)
 
 
 _ABOUT = (
     Column("network", "Network", about=True),
     Column("attack", "Attack", about=True),
+    Column("pixels", "Pixels", "count", about=True),
     Column("variant", "Variant", about=True),
     Column("region", "Region", about=True),
     Column("features", "Features", about=True),
@@ -73,7 +77,7 @@ def detection_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> T
 
 
 def _about(row: DetectionRow) -> list[Cell]:
-    return [row.network, row.attack, row.variant, row.region, row.features]
+    return [row.network, row.attack, row.pixels, row.variant, row.region, row.features]
 
 
 def _cells(row: DetectionRow) -> list[Cell]:
