@@ -111,6 +111,7 @@ def test_results_are_made_of_stages_that_were_made_before_and_are_of_the_right_k
     for call in calls_of(tmp_path, *given, *all_parts()):
         if call[0] != "evaluate":
             made[call[-1]] = call[0]
+        if call[:2] == ["evaluate", "accuracy"] or call[0] != "evaluate":
             continue
         stages = [argument for argument in call[2:-1] if argument.startswith("reproduction/")]
         assert {made[stage] for stage in stages} == {kinds.get(call[1], "attack")}, call

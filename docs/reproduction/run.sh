@@ -18,8 +18,8 @@ usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--
   --generations N     of the searches by differential evolution (default: the papers' 100)
   --quick             20 images and small searches, to see that everything works
   -o OUT              where stages and results go (default: reproduction)
-  PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences detection few-pixel
-                      exhaustive hardened (default: all whose images and weights are given)
+  PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection
+                      few-pixel exhaustive hardened (default: all whose images and weights are given)
 END
     exit 2
 }
@@ -45,11 +45,11 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$cifar$photos" ] || usage
-known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 defences detection few-pixel exhaustive hardened '
+known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection few-pixel exhaustive hardened '
 for part in "${parts[@]}"; do
     [[ $known = *" $part "* ]] || usage
     case $part in
-        wang2021 | targeted | su2017 | few-pixel | exhaustive) [ -n "$cifar" ] || usage ;;
+        wang2021 | targeted | su2017 | transfer | few-pixel | exhaustive) [ -n "$cifar" ] || usage ;;
         imagenet | detection) [ -n "$photos" ] || usage ;;
         hardened) [ -n "$cifar" ] && [ -n "$hardened" ] || usage ;;
     esac
@@ -58,10 +58,10 @@ mkdir -p "$out"
 
 if [ -n "$quick" ]; then
     images=20 few=5 search=(--population 50 --generations "${generations:-10}") queries=500 long=50 photo_count=10 more_count=10
-    epochs=1
+    epochs=1 tested='--sample 200'
 else
     images=100 few=10 search=(--population 400 --generations "${generations:-100}") queries=10000 long=1000 photo_count=200 more_count=700
-    epochs=12
+    epochs=12 tested=
 fi
 read -r -a network <<< "$photo_model"
 if [ -n "$photos" ]; then
@@ -97,6 +97,7 @@ masks() {
 # and VGG-16 on half of them; the paper's own constraint; and both regions reduced to the same number of pixels.
 wang2021() {
     local model pixels made=()
+    result wang2021-accuracy accuracy --models allconv,nin,vgg16 --data "$cifar/test" $tested
     for model in allconv nin vgg16; do
         for pixels in 1 3 5; do
             wang2021_stage de-$model-$pixels --model $model --pixels $pixels
@@ -131,15 +132,21 @@ wang2021_stage() {
 # Tables III and IV of wang2021 at 224×224, saliency masks.
 imagenet() {
     stage photos-de-1 attack de "$out/photos-u2netp" "${network[@]}" --labels "$out/labels.csv" --region all \
-        --resize squash --seed 1 "${search[@]}" --sample $few
+        --resize squash --seed 1 "${search[@]}"
     result imagenet success "$out/photos-de-1"
+    result imagenet-figures figures "$out/photos-de-1"
 }
 
+# Su et al. 2017: one pixel anywhere, towards each of the nine other classes.
 su2017() {
-    stage su2017 attack de "$cifar/test" --sample $few --seed 1 --preset su2017 "${search[@]}" --targeted \
-        --precision bf16
-    result su2017 success "$out/su2017"
-    result su2017-figures figures "$out/su2017"
+    local model made=()
+    for model in allconv nin; do
+        stage su2017-$model attack de "$cifar/test" --sample $images --seed 1 --model $model --preset su2017 \
+            "${search[@]}" --targeted --precision bf16
+        made+=("$out/su2017-$model")
+    done
+    result su2017 success "${made[@]}"
+    result su2017-figures figures "${made[@]}"
 }
 
 # What is attacked, as NAME and the arguments that say so.
@@ -215,6 +222,20 @@ qian2021_of() {
     result $set-cfr-tau sweep "$out"/$set-cfr{,-tau0,-tau0.1,-tau0.3,-tau0.4} --x tau
     stage $set-gradcam-all segment --method gradcam "${source[@]}"
     result $set-occlusion occlusion "$out/$set-gradcam-all"
+}
+
+# Fig. 7 of qian2021: what was made on one network, given to the others.
+transfer() {
+    local model name made=()
+    for model in allconv nin vgg16; do
+        local source=("$cifar/test" --sample $images --seed 1 --model $model)
+        for name in pgd m-di2-fgsm cfr; do
+            stage transfer-$model-$name attack $name "${source[@]}"
+        done
+        stage transfer-$model-cw attack cw --steps $long "${source[@]}"
+        made+=("$out"/transfer-$model-{pgd,m-di2-fgsm,cw,cfr})
+    done
+    result transfer transfer "${made[@]}" --models allconv,nin,vgg16
 }
 
 # Figs. 4 to 6 and Tables 3 and 4 of dong2020, of the attacks of the part dong2020.
@@ -319,7 +340,9 @@ if [ ${#parts[@]} -eq 0 ]; then
     parts=(masks)
     [ -z "$cifar" ] || parts+=(wang2021 targeted su2017)
     [ -z "$photos" ] || parts+=(imagenet)
-    parts+=(dong2020 qian2021 defences)
+    parts+=(dong2020 qian2021)
+    [ -z "$cifar" ] || parts+=(transfer)
+    parts+=(defences)
     [ -z "$photos" ] || parts+=(detection)
     [ -z "$cifar" ] || parts+=(few-pixel exhaustive)
     [ -z "$cifar" ] || [ -z "$hardened" ] || parts+=(hardened)
