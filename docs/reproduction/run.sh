@@ -6,7 +6,8 @@ set -euo pipefail
 usage() {
     cat >&2 <<'END'
 usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--more-photos DIR]
-              [--hardened LIST] [--hardened-model NAME] [--generations N] [-o OUT] [PART…]
+              [--hardened LIST] [--hardened-model NAME] [--images N] [--few N] [--more N] [--generations N]
+              [--queries N] [--steps N] [--srm N] [-o OUT] [PART…]
 
   --cifar DIR         CIFAR-10 as images: test/CLASS/….jpg|png
   --photos DIR        ImageNet photos named III_….JPEG, III being the class number
@@ -15,34 +16,50 @@ usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--
   --hardened LIST     the weights that the part hardened attacks, as fast=FILE,pgd=FILE (and clean=FILE where the
                       model has none of its own); or train: first train both, which takes train/CLASS/… below --cifar
   --hardened-model M  the architecture of these (default: allconv)
+  --images N          CIFAR-10 images, drawn by a seed (default: 100; NiN and VGG-16 under wang2021 get half of them)
+  --few N             of them, for what takes longest: targeted attacks, long ones on photos (default: 10)
+  --more N            of --more-photos (default: 700)
   --generations N     of the searches by differential evolution (default: the papers' 100)
+  --queries N         of Sparse-RS, and of the search beside it (default: 10000)
+  --steps N           of C&W, patches and LaVAN (default: 1000)
+  --srm N             images whose SRM features are taken, seconds each (default: 100)
   --quick             20 images and small searches, to see that everything works
   -o OUT              where stages and results go (default: reproduction)
   PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection
                       few-pixel exhaustive hardened (default: all whose images and weights are given)
+
+Figures need the extra `report` of pixelsem, SRM features the extra `steganalysis`.
 END
     exit 2
 }
 
 cifar='' photos='' photo_model='--model torchvision:squeezenet1_1' more_photos='' out=reproduction quick='' parts=()
-hardened='' hardened_model=allconv generations=''
+hardened='' hardened_model=allconv images='' few='' more='' generations='' queries='' steps='' srm=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --cifar | --photos | --photo-model | --more-photos | --hardened* | --generations | -o) [ $# -gt 1 ] || usage ;;
+        --quick | -h | --help) ;;
+        -*) [ $# -gt 1 ] || usage ;;
     esac
     case $1 in
-        --cifar) cifar=$2; shift 2 ;;
-        --photos) photos=$2; shift 2 ;;
-        --photo-model) photo_model=$2; shift 2 ;;
-        --more-photos) more_photos=$2; shift 2 ;;
-        --hardened) hardened=$2; shift 2 ;;
-        --hardened-model) hardened_model=$2; shift 2 ;;
-        --generations) generations=$2; shift 2 ;;
-        --quick) quick=yes; shift ;;
-        -o) out=$2; shift 2 ;;
+        --cifar) cifar=$2 ;;
+        --photos) photos=$2 ;;
+        --photo-model) photo_model=$2 ;;
+        --more-photos) more_photos=$2 ;;
+        --hardened) hardened=$2 ;;
+        --hardened-model) hardened_model=$2 ;;
+        --images) images=$2 ;;
+        --few) few=$2 ;;
+        --more) more=$2 ;;
+        --generations) generations=$2 ;;
+        --queries) queries=$2 ;;
+        --steps) steps=$2 ;;
+        --srm) srm=$2 ;;
+        -o) out=$2 ;;
+        --quick) quick=yes; shift; continue ;;
         -*) usage ;;
-        *) parts+=("$1"); shift ;;
+        *) parts+=("$1"); shift; continue ;;
     esac
+    shift 2
 done
 [ -n "$cifar$photos" ] || usage
 known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection few-pixel exhaustive hardened '
@@ -57,23 +74,29 @@ done
 mkdir -p "$out"
 
 if [ -n "$quick" ]; then
-    images=20 few=5 search=(--population 50 --generations "${generations:-10}") queries=500 long=50 photo_count=10 more_count=10
-    epochs=1 tested='--sample 200'
+    small=(20 5 50 10 10 500 50 20)
+    photo_count=20 epochs=1 tested='--sample 200'
 else
-    images=100 few=10 search=(--population 400 --generations "${generations:-100}") queries=10000 long=1000 photo_count=200 more_count=700
-    epochs=12 tested=
+    small=(100 10 400 700 100 10000 1000 100)
+    photo_count=200 epochs=12 tested=
 fi
+images=${images:-${small[0]}} few=${few:-${small[1]}} more=${more:-${small[3]}} queries=${queries:-${small[5]}}
+steps=${steps:-${small[6]}} srm=${srm:-${small[7]}}
+search=(--population "${small[2]}" --generations "${generations:-${small[4]}}")
 read -r -a network <<< "$photo_model"
 if [ -n "$photos" ]; then
     (cd "$photos" && for file in *; do echo "$file,$((10#${file%%_*}))"; done) > "$out/labels.csv"
 fi
 
-# NAME COMMAND…: one stage of that name. Exit code 1 says that some images failed; the rest of the run goes on.
+# NAME COMMAND…: one stage of that name, once in a run. Exit code 1 says that some images failed; the rest goes on.
+made_before=' '
 stage() {
     local name=$1
     shift
+    [[ $made_before != *" $name "* ]] || return 0
     echo "== $name: pixelsem $*" >&2
     pixelsem "$@" -q -o "$out/$name" > /dev/null || [ $? -eq 1 ]
+    made_before+="$name "
 }
 
 # NAME COMMAND…: tables (and figures) of an evaluation, below OUT/results.
@@ -85,18 +108,17 @@ result() {
 }
 
 masks() {
-    if [ -n "$cifar" ]; then
-        stage cifar-grabcut segment --method grabcut "$cifar/test" --sample $images --seed 1
-    fi
-    if [ -n "$photos" ]; then
-        stage photos-u2netp segment --method u2netp "$photos" --limit $photo_count
-    fi
+    [ -z "$cifar" ] || cifar_masks
+    [ -z "$photos" ] || photo_masks
 }
+cifar_masks() { stage cifar-grabcut segment --method grabcut "$cifar/test" --sample "$images" --seed 1; }
+photo_masks() { stage photos-u2netp segment --method u2netp "$photos" --limit $photo_count; }
 
 # Tables I, II and IV and Figs. 3 to 6 of wang2021: untargeted, one, three and five pixels, AllConv on all images, NiN
 # and VGG-16 on half of them; the paper's own constraint; and both regions reduced to the same number of pixels.
 wang2021() {
     local model pixels made=()
+    cifar_masks
     result wang2021-accuracy accuracy --models allconv,nin,vgg16 --data "$cifar/test" $tested
     for model in allconv nin vgg16; do
         for pixels in 1 3 5; do
@@ -113,8 +135,9 @@ wang2021() {
 
 targeted() {
     local model made=()
+    cifar_masks
     for model in allconv nin vgg16; do
-        wang2021_stage de-$model-1-targeted --model $model --targeted --sample $few
+        wang2021_stage de-$model-1-targeted --model $model --targeted --sample "$few"
         made+=("$out/de-$model-1-targeted")
     done
     result wang2021-targeted success "${made[@]}"
@@ -126,13 +149,14 @@ wang2021_stage() {
     local name=$1 half=()
     shift
     [[ $name = *allconv* || $name = *targeted ]] || half=(--sample $((images / 2)))
-    stage $name attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}" "${half[@]}" "$@"
+    stage "$name" attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}" "${half[@]}" "$@"
 }
 
-# Tables III and IV of wang2021 at 224×224, saliency masks.
+# Tables III and IV and Fig. 6 of wang2021 at 224×224, saliency masks.
 imagenet() {
+    photo_masks
     stage photos-de-1 attack de "$out/photos-u2netp" "${network[@]}" --labels "$out/labels.csv" --region all \
-        --resize squash --seed 1 "${search[@]}"
+        --resize squash --seed 1 --precision bf16 "${search[@]}"
     result imagenet success "$out/photos-de-1"
     result imagenet-figures figures "$out/photos-de-1"
 }
@@ -141,7 +165,7 @@ imagenet() {
 su2017() {
     local model made=()
     for model in allconv nin; do
-        stage su2017-$model attack de "$cifar/test" --sample $images --seed 1 --model $model --preset su2017 \
+        stage su2017-$model attack de "$cifar/test" --sample "$images" --seed 1 --model $model --preset su2017 \
             "${search[@]}" --targeted --precision bf16
         made+=("$out/su2017-$model")
     done
@@ -150,44 +174,36 @@ su2017() {
 }
 
 # What is attacked, as NAME and the arguments that say so.
-cifar_images() { set_images cifar "$cifar/test" --sample $images --seed 1; }
+cifar_images() { set_images cifar "$cifar/test" --sample "$images" --seed 1; }
+nin_images() { set_images nin "$cifar/test" --sample "$images" --seed 1 --model nin; }
 photo_images() { set_images photos "$photos" --limit $photo_count "${network[@]}" --labels "$out/labels.csv"; }
 set_images() { set=$1; source=("${@:2}"); }
 each_set() {
-    if [ -n "$cifar" ]; then cifar_images; "$1"; fi
+    if [ -n "$cifar" ]; then cifar_images; "$1"; nin_images; "$1"; fi
     if [ -n "$photos" ]; then photo_images; "$1"; fi
 }
 
-# Table 1 of dong2020 and its ablations (gradient, region, δ, superpixel size, φ, algorithm).
+# Table 1 of dong2020, and what it varies: δ, superpixel algorithm and size, φ, the gradient of a superpixel.
 dong2020() { each_set dong2020_of; }
 dong2020_of() {
-    local name delta size phi gradient algorithm keep
+    local name keep value
     for name in fgm i-fgm mi-fgm sa-fgm sai-fgm m-sai-fgm; do
         stage $set-$name attack $name "${source[@]}"
+        stage $set-$name-delta16 attack $name --delta 16 "${source[@]}"
     done
     result $set-dong2020 distortion "$out"/$set-{fgm,i-fgm,mi-fgm,sa-fgm,sai-fgm,m-sai-fgm}
-    for gradient in avg max; do
-        stage $set-sai-fgm-$gradient attack sai-fgm --gradient $gradient "${source[@]}"
-    done
-    result $set-gradient distortion "$out"/$set-sai-fgm{,-avg,-max}
-    for algorithm in lsc seeds; do
-        stage $set-sai-fgm-$algorithm attack sai-fgm --superpixels $algorithm "${source[@]}"
-    done
-    result $set-superpixels distortion "$out"/$set-sai-fgm{,-lsc,-seeds}
-    for delta in 1 2; do
-        for name in i-fgm sai-fgm; do
-            stage $set-$name-delta$delta attack $name --delta $delta "${source[@]}"
-        done
-    done
-    result $set-delta sweep "$out"/$set-{i-fgm,sai-fgm}{,-delta1,-delta2} --x delta
-    for size in 2 3 8; do
-        stage $set-sai-fgm-size$size attack sai-fgm --size $size "${source[@]}"
-    done
+    result $set-dong2020-delta16 distortion "$out"/$set-{fgm,i-fgm,mi-fgm,sa-fgm,sai-fgm,m-sai-fgm}-delta16
+    each_of i-fgm delta 1 2 8
+    each_of sai-fgm delta 1 2 8
+    result $set-delta sweep "$out"/$set-{i-fgm,sai-fgm}{,-delta1,-delta2,-delta8,-delta16} --x delta
+    each_of sai-fgm gradient avg max
+    result $set-gradient distortion "$out"/$set-sai-fgm{,-gradientavg,-gradientmax}
+    each_of sai-fgm superpixels lsc seeds
+    result $set-superpixels distortion "$out"/$set-sai-fgm{,-superpixelslsc,-superpixelsseeds}
+    each_of sai-fgm size 2 3 8
     result $set-size sweep "$out"/$set-sai-fgm{,-size2,-size3,-size8} --x size
-    for phi in 0 0.6667; do
-        stage $set-sai-fgm-phi$phi attack sai-fgm --phi $phi "${source[@]}"
-    done
-    result $set-phi sweep "$out"/$set-sai-fgm{,-phi0,-phi0.6667} --x phi
+    each_of sai-fgm phi 0 0.1667 0.5 0.6667 0.8333
+    result $set-phi sweep "$out"/$set-sai-fgm{,-phi0,-phi0.1667,-phi0.5,-phi0.6667,-phi0.8333} --x phi
     # Figure 2: which half of the noise carries the attack, at δ = 2 as in §3.2.
     stage $set-gradcam-all segment --method gradcam "${source[@]}"
     for keep in foreground background; do
@@ -196,79 +212,144 @@ dong2020_of() {
     result $set-split distortion "$out"/$set-split-{foreground,background}
 }
 
-# Table I of qian2021 and Figs. 3, 9 and 10. LaVAN's 10,000 iterations are cut to 1,000.
+# ATTACK OPTION VALUE…: the attack once for every value of an option.
+each_of() {
+    local name=$1 option=$2 value
+    for value in "${@:3}"; do
+        stage "$set-$name-$option$value" attack "$name" "--$option" "$value" "${source[@]}"
+    done
+}
+
+# Table I of qian2021 and Figs. 3, 9 and 10.
 qian2021() { each_set qian2021_of; }
 qian2021_of() {
-    local name steps temperature tau
+    local value temperature beside=()
     local short=()
-    [ "$set" = cifar ] || short=(--limit $few)
+    [ "$set" != photos ] || short=(--limit "$few")
     stage $set-cfr attack cfr "${source[@]}"
     stage $set-pgd attack pgd "${source[@]}"
     stage $set-m-di2-fgsm attack m-di2-fgsm "${source[@]}"
-    stage $set-cw attack cw --steps $long "${source[@]}" "${short[@]}"
+    stage $set-cw attack cw --steps "$steps" "${source[@]}" "${short[@]}"
     stage $set-jsma attack jsma "${source[@]}" "${short[@]}"
-    stage $set-adv-patch attack adv-patch --steps $long --early-stop "${source[@]}" "${short[@]}"
-    stage $set-lavan attack lavan --steps $long "${source[@]}" "${short[@]}"
-    result $set-qian2021 distortion "$out"/$set-{cfr,pgd,m-di2-fgsm,cw,jsma,adv-patch,lavan}
-    for steps in 5 10 30; do
+    stage $set-adv-patch attack adv-patch --steps "$steps" --early-stop "${source[@]}" "${short[@]}"
+    stage $set-lavan attack lavan --steps "$steps" --early-stop "${source[@]}" "${short[@]}"
+    if [ "$set" = cifar ]; then few-pixel_stages; beside=("$out/de-same-5"); fi
+    result $set-qian2021 distortion "$out"/$set-{cfr,pgd,m-di2-fgsm,cw,jsma,adv-patch,lavan} "${beside[@]}"
+    for value in 5 10 20 30; do
         for temperature in 0.01 0.1 1 2; do
-            stage $set-cfr-$steps-$temperature attack cfr --steps $steps --temperature $temperature "${source[@]}"
+            stage $set-cfr-$value-$temperature attack cfr --steps $value --temperature $temperature "${source[@]}" \
+                "${short[@]}"
         done
     done
-    result $set-cfr-steps sweep "$out"/$set-cfr-{5,10,30}-{0.01,0.1,1,2} --x steps --y temperature
-    for tau in 0 0.1 0.3 0.4; do
-        stage $set-cfr-tau$tau attack cfr --tau $tau "${source[@]}"
+    result $set-cfr-steps sweep "$out"/$set-cfr-{5,10,20,30}-{0.01,0.1,1,2} --x steps --y temperature
+    for value in 0 0.1 0.2 0.3 0.4; do
+        stage $set-cfr-tau$value attack cfr --steps 30 --tau $value "${source[@]}" "${short[@]}"
     done
-    result $set-cfr-tau sweep "$out"/$set-cfr{,-tau0,-tau0.1,-tau0.3,-tau0.4} --x tau
+    result $set-cfr-tau sweep "$out"/$set-cfr-tau{0,0.1,0.2,0.3,0.4} --x tau
     stage $set-gradcam-all segment --method gradcam "${source[@]}"
     result $set-occlusion occlusion "$out/$set-gradcam-all"
 }
 
-# Fig. 7 of qian2021: what was made on one network, given to the others.
+# What was made on one network, given to the others: Fig. 7 of qian2021; Table 1 and Fig. 8 (b) of dong2020.
 transfer() {
-    local model name made=()
-    for model in allconv nin vgg16; do
-        local source=("$cifar/test" --sample $images --seed 1 --model $model)
+    local name made=() networks=(--models allconv,nin,vgg16)
+    vgg16_images() { set_images vgg16 "$cifar/test" --sample "$images" --seed 1 --model vgg16; }
+    for name in cifar nin vgg16; do
+        "${name}_images"
         for name in pgd m-di2-fgsm cfr; do
-            stage transfer-$model-$name attack $name "${source[@]}"
+            stage $set-$name attack $name "${source[@]}"
         done
-        stage transfer-$model-cw attack cw --steps $long "${source[@]}"
-        made+=("$out"/transfer-$model-{pgd,m-di2-fgsm,cw,cfr})
+        stage $set-cw attack cw --steps "$steps" "${source[@]}"
+        made+=("$out"/$set-{pgd,m-di2-fgsm,cw,cfr})
     done
-    result transfer transfer "${made[@]}" --models allconv,nin,vgg16
+    result transfer transfer "${made[@]}" "${networks[@]}"
+    cifar_images
+    for name in fgm i-fgm mi-fgm sa-fgm sai-fgm m-sai-fgm; do
+        stage $set-$name-delta16 attack $name --delta 16 "${source[@]}"
+    done
+    result transfer-dong2020 transfer "$out"/$set-{fgm,i-fgm,mi-fgm,sa-fgm,sai-fgm,m-sai-fgm}-delta16 --over attacked \
+        "${networks[@]}"
+    stage $set-sai-fgm attack sai-fgm "${source[@]}"
+    each_of sai-fgm phi 0 0.1667 0.5 0.6667 0.8333
+    result transfer-phi transfer "$out"/$set-sai-fgm{,-phi0,-phi0.1667,-phi0.5,-phi0.6667,-phi0.8333} --over attacked \
+        "${networks[@]}"
 }
 
-# Figs. 4 to 6 and Tables 3 and 4 of dong2020, of the attacks of the part dong2020.
+# Figs. 4 to 6 and 8 (a) and Tables 3 and 4 of dong2020.
 defences() { each_set defences_of; }
 defences_of() {
+    local name
+    for name in i-fgm sai-fgm; do
+        stage $set-$name attack $name "${source[@]}"
+        each_of $name delta 8 16
+    done
     result $set-robustness robustness "$out"/$set-{i-fgm,sai-fgm} --defense resize:gamma=1.5/2/3 \
         --defense jpeg:q=95/75/55/35/15 --defense dnn-jpeg:q=90/70/50/30 --defense avg-pool:kernel=3/5/7 \
         --defense max-pool:kernel=3/5/7 --defense tvm --defense bit-depth:depth=2/3/4 --defense median:kernel=3/5
+    result $set-robustness-delta robustness "$out"/$set-{i-fgm,sai-fgm}-delta{8,16} --defense resize:gamma=1.5/2/3 \
+        --defense avg-pool:kernel=3/5/7 --defense max-pool:kernel=3/5/7 --defense tvm
+    each_of sai-fgm superpixels lsc seeds
+    result $set-robustness-superpixels robustness "$out"/$set-sai-fgm{,-superpixelslsc,-superpixelsseeds} \
+        --defense resize:gamma=2 --defense jpeg:q=55 --defense tvm
+    each_of sai-fgm size 2 3 8
+    result $set-robustness-size robustness "$out"/$set-sai-fgm{,-size2,-size3,-size8} --defense resize:gamma=3
 }
 
-# Table 2 of dong2020 at δ = 4, with CFR and one pixel beside. All photos take part, those without classes too: the
-# label is what the model says. One pixel seldom fools a network at this size, so that its failures are learnt from too.
+# Table 2 of dong2020 and the column of Table 4, with CFR and one pixel beside. All photos take part, those without
+# classes too: the label is what the model says. One pixel seldom fools a network at this size, so that its failures
+# are learnt from too; so are those of every attack at 32×32.
 detection() {
-    local name source=("$out/detection-photos" "${network[@]}" --labels predicted)
+    local delta name made=()
     mkdir -p "$out/detection-photos"
     link_photos "$photos" $photo_count
-    [ -z "$more_photos" ] || link_photos "$more_photos" $more_count
-    for name in fgm i-fgm sai-fgm cfr; do
-        stage detection-$name attack $name "${source[@]}"
-    done
-    for name in 2 4; do
-        stage detection-sai-fgm-beta$name attack sai-fgm --merge-threshold $name "${source[@]}"
-    done
-    stage detection-de-1 attack de --pixels 1 --population 100 --generations 3 "${source[@]}"
-    for name in fgm i-fgm sai-fgm{,-beta2,-beta4} cfr; do
-        stage detector-$name defend detect train "$out/detection-$name"
-    done
-    stage detector-de-1 defend detect train "$out/detection-de-1" --attempts
-    result detection detection "$out"/detector-{fgm,i-fgm,sai-fgm,sai-fgm-beta2,sai-fgm-beta4,cfr,de-1}
+    [ -z "$more_photos" ] || link_photos "$more_photos" "$more"
+    source=("$out/detection-photos" "${network[@]}" --labels predicted)
     for name in fgm i-fgm sai-fgm; do
-        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample $images
+        detect $name $name
+    done
+    detect sai-fgm-beta2 sai-fgm --merge-threshold 2
+    detect sai-fgm-beta4 sai-fgm --merge-threshold 4
+    detect cfr cfr
+    stage detection-de-1 attack de --pixels 1 --population 100 --generations 3 "${source[@]}"
+    stage detector-de-1 defend detect train "$out/detection-de-1" --attempts
+    result detection detection "${made[@]}" "$out/detector-de-1"
+    for name in fgm i-fgm sai-fgm; do
+        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample "$srm"
     done
     result detection-srm detection "$out"/detector-srm-{fgm,i-fgm,sai-fgm}
+    [ -z "$cifar" ] || cifar_detection
+    for name in lsc seeds; do
+        detect sai-fgm-$name sai-fgm --superpixels $name
+    done
+    for delta in 2 6 8; do
+        for name in fgm i-fgm sai-fgm; do
+            detect $name-delta$delta $name --delta $delta
+        done
+        for name in 2 4; do
+            detect sai-fgm-beta$name-delta$delta sai-fgm --merge-threshold $name --delta $delta
+        done
+    done
+    result detection-delta detection "${made[@]}"
+}
+
+# NAME ATTACK…: an attack on these photos, and a detector of it, which is noted in `made`.
+detect() {
+    stage "detection-$1" attack "${@:2}" "${source[@]}"
+    stage "detector-$1" defend detect train "$out/detection-$1"
+    made+=("$out/detector-$1")
+}
+cifar_detection() {
+    local name made=()
+    cifar_images
+    few-pixel_stages
+    for name in fgm i-fgm sai-fgm cfr; do
+        stage cifar-$name attack $name "${source[@]}"
+    done
+    for name in cifar-{fgm,i-fgm,sai-fgm,cfr} de-same-{1,5}; do
+        stage detector-$name defend detect train "$out/$name" --attempts
+        made+=("$out/detector-$name")
+    done
+    result cifar-detection detection "${made[@]}"
 }
 
 # DIR COUNT: put the first photos of a folder among those of the part detection.
@@ -303,14 +384,14 @@ hardened() {
 # NAME FILE: every attack on one network, in stages that are noted in `made`. The weights are copied, so that the
 # tables call the network by its name.
 hardened_of() {
-    local name=$1 model=("$cifar/test" --sample $images --seed 1 --model "$hardened_model")
+    local name=$1 model=("$cifar/test" --sample "$images" --seed 1 --model "$hardened_model")
     if [ -n "$2" ]; then
         mkdir -p "$out/weights"
         cp "$2" "$out/weights/$name.${2##*.}"
         model+=(--weights "$out/weights/$name.${2##*.}")
     fi
     stage hardened-$name-pgd attack pgd "${model[@]}"
-    stage hardened-$name-cw attack cw --steps $long "${model[@]}"
+    stage hardened-$name-cw attack cw --steps "$steps" "${model[@]}"
     stage hardened-$name-cfr attack cfr "${model[@]}"
     stage hardened-$name-de-1 attack de --pixels 1 --precision bf16 "${model[@]}" "${search[@]}"
     made+=("$out"/hardened-$name-{pgd,cw,cfr,de-1})
@@ -318,22 +399,29 @@ hardened_of() {
 
 # Sparse-RS against differential evolution at the same number of queries, and what transforms leave of these changes.
 few-pixel() {
-    local pixels
-    for pixels in 1 3 5; do
-        stage sparse-rs-$pixels attack sparse-rs "$cifar/test" --sample $images --seed 1 --pixels $pixels \
-            --queries $queries
-        stage de-same-$pixels attack de "$cifar/test" --sample $images --seed 1 --pixels $pixels --population 100 \
-            --generations $((queries / 100))
-    done
+    few-pixel_stages
     result few-pixel success "$out"/{sparse-rs,de-same}-[135]
     result few-pixel-defences robustness "$out"/de-same-[135] --defense resize:gamma=1.5/2 \
         --defense jpeg:q=95/75/55 --defense dnn-jpeg --defense avg-pool:kernel=3 --defense max-pool:kernel=3 \
         --defense median:kernel=3 --defense tvm --defense bit-depth:depth=3/5
 }
+few-pixel_stages() {
+    local pixels same=("$cifar/test" --sample "$images" --seed 1 --precision bf16)
+    for pixels in 1 3 5; do
+        stage sparse-rs-$pixels attack sparse-rs "${same[@]}" --pixels $pixels --queries "$queries"
+        stage de-same-$pixels attack de "${same[@]}" --pixels $pixels --population 100 \
+            --generations $((queries / 100))
+    done
+}
 
+# Every pixel in every corner's colour, and what that explains of searches: as they come, and with colours that end in
+# corners.
 exhaustive() {
-    stage exhaustive attack exhaustive "$cifar/test" --sample $images --seed 1
-    result exhaustive vulnerability "$out/exhaustive" "$out"/de-same-1
+    few-pixel_stages
+    stage exhaustive attack exhaustive "$cifar/test" --sample "$images" --seed 1
+    stage de-clip-1 attack de "$cifar/test" --sample "$images" --seed 1 --pixels 1 --population 100 \
+        --generations $((queries / 100)) --precision bf16 --init su --out-of-range clip
+    result exhaustive vulnerability "$out/exhaustive" "$out"/{de-same,de-clip,sparse-rs}-1
 }
 
 if [ ${#parts[@]} -eq 0 ]; then

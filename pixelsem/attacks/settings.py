@@ -31,6 +31,11 @@ class AttackSettings(Settings, ABC):
         return self.budget
 
     @property
+    def draws(self) -> bool:
+        """Does what a search finds depend on random numbers? Without any, repeats and seeds are all alike."""
+        return True
+
+    @property
     def mask_inputs(self) -> Mapping[str, Path]:
         """Folders and stages of masks that settings name, by field: they count by what they hold."""
         return {}
@@ -155,7 +160,9 @@ class GoalOptions(Settings):
     )
     targeted: bool = option(False, "Attack towards a class: every other one in turn, or --target.", flag="--targeted")
     target: str | None = option(None, "The class to reach (implies --targeted).")
-    repeats: int = option(1, "Independent searches per image, region and target.", low=1)
+    repeats: int = option(
+        1, "Independent searches per image, region and target, of an attack that draws at random.", low=1
+    )
     time_limit: float | None = option(None, "Stop cleanly after so many seconds; the same command goes on.", low=0)
     attempts: bool = option(
         True,

@@ -40,6 +40,11 @@ class FgmSettings(AttackSettings):
         return False
 
     @property
+    def draws(self) -> bool:
+        """Nothing is drawn at random."""
+        return False
+
+    @property
     def budget(self) -> int:
         """How many queries one search takes at most."""
         return self.steps

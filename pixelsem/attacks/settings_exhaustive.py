@@ -42,6 +42,11 @@ class ExhaustiveSettings(AttackSettings):
         return 2 if self.colours == "corners" else int(self.colours.partition(":")[2])
 
     @property
+    def draws(self) -> bool:
+        """Nothing is drawn at random."""
+        return False
+
+    @property
     def budget(self) -> int:
         """How many queries a region of a single pixel takes at most; see :meth:`budget_in`."""
         return self.budget_in(1)

@@ -34,6 +34,11 @@ class JsmaSettings(AttackSettings):
             raise PixelsemError("--theta: 0 changes nothing")
 
     @property
+    def draws(self) -> bool:
+        """Nothing is drawn at random."""
+        return False
+
+    @property
     def budget(self) -> int:
         """How many queries one search takes at most, whatever the size of the images."""
         return 2 * (self.steps + 1) + 1

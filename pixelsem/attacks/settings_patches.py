@@ -37,6 +37,11 @@ def _check_shape(shape: Shape, share: float) -> None:
         raise PixelsemError(f"--share: a circle covers {_WIDEST_CIRCLE:.3f} of the image at most, not {share}")
 
 
+def _has_places(shape: Shape, share: float) -> bool:
+    """Is a patch smaller than the image, so that its place can be drawn?"""
+    return share < (_WIDEST_CIRCLE if shape == "circle" else 1)
+
+
 @dataclass(frozen=True)
 class AdvPatchSettings(AttackSettings):
     """The adversarial patch (Brown et al. 2017), with the settings of qian2021 §IV-D and Fig. 8.
@@ -64,6 +69,11 @@ class AdvPatchSettings(AttackSettings):
         for field in dataclasses.fields(self):
             if field.name not in ("patch", "place") and getattr(self, field.name) != field.default:
                 raise PixelsemError(f"{option_name(field.name)} does not go with --patch, which is as it is")
+
+    @property
+    def draws(self) -> bool:
+        """Only the place of the patch is drawn at random."""
+        return self.patch is not None or _has_places(self.shape, self.share)
 
     @property
     def budget(self) -> int:
@@ -102,6 +112,11 @@ class LavanSettings(AttackSettings):
         """Raise :class:`PixelsemError` for a patch that is none."""
         super().check()
         _check_shape(self.shape, self.share)
+
+    @property
+    def draws(self) -> bool:
+        """Only the place of the patch is drawn at random."""
+        return _has_places(self.shape, self.share)
 
     @property
     def budget(self) -> int:

@@ -47,6 +47,11 @@ class CfrSettings(AttackSettings):
     )  # fmt: skip
 
     @property
+    def draws(self) -> bool:
+        """Only noise that δ starts as is drawn at random."""
+        return self.init == "noise"
+
+    @property
     def budget(self) -> int:
         """How many queries one search takes at most."""
         return self.steps
@@ -83,6 +88,11 @@ class AscentSettings(AttackSettings):
     def random_start(self) -> bool:
         """Is the first image drawn at random?"""
         return False
+
+    @property
+    def draws(self) -> bool:
+        """Only a random start is drawn at random."""
+        return self.random_start
 
     @property
     def budget(self) -> int:
@@ -149,6 +159,11 @@ class MDi2FgmSettings(AscentSettings):
     )  # fmt: skip
 
     @property
+    def draws(self) -> bool:
+        """Only sizes and places of resized images are drawn at random; a rate of 1 leaves no choice of them."""
+        return self.probability > 0 and self.resize_rate != 1
+
+    @property
     def budget(self) -> int:
         """How many queries one search takes at most; --early-stop scores the plain image at each step."""
         return self.steps * (2 if self.early_stop else 1) + 1
@@ -179,6 +194,11 @@ class CarliniWagnerSettings(AttackSettings):
     early_stop: bool = option(
         False, "Give a value of c up when the loss has not fallen by 0.01 % within a tenth of the iterations."
     )
+
+    @property
+    def draws(self) -> bool:
+        """Nothing is drawn at random."""
+        return False
 
     @property
     def budget(self) -> int:

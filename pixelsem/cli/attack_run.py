@@ -92,6 +92,11 @@ class AttackCommand:
         if not self.info.targeted and (self.goal.targeted or self.goal.target is not None):
             wanted = "--targeted" if self.goal.target is None else "--target"
             raise PixelsemError(f"{wanted}: `attack {self.info.name}` has no targeted form; leave it out")
+        if self.goal.repeats > 1 and not self.settings.draws:
+            raise PixelsemError(
+                f"--repeats: `attack {self.info.name}` draws nothing at random with these settings, so repeats would "
+                "all be alike; leave it out"
+            )
 
     def _inputs(self, images: list[Path] | None) -> _Inputs:
         from pixelsem.sources import open_images, select
