@@ -153,3 +153,10 @@ def test_other_attacks_run_as_typed(photos: Path) -> None:
         result = CliRunner().invoke(app, command, prog_name="pixelsem")
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["counts"]["successes"] == 6
+
+
+@pytest.mark.parametrize("name", ["adv-patch", "lavan"])
+def test_an_attack_without_a_preset_says_why(name: str) -> None:
+    result = CliRunner().invoke(app, ["attack", name, "--help"], prog_name="pixelsem")
+    assert "--preset" not in result.stdout
+    assert "There is no preset of " in result.stdout

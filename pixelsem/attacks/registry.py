@@ -42,7 +42,8 @@ class AttackInfo:
     ``access`` says whether it needs gradients (white) or only confidences (black); ``norm`` is the one that its
     changes are small in, ``budget`` how small by default, in words; ``guide`` is ``module:factory`` under
     ``pixelsem.engine`` of what makes the superpixels and the attention that it goes by; ``picture`` is
-    ``module:function`` under ``pixelsem.report`` of what draws its maps of pixels.
+    ``module:function`` under ``pixelsem.report`` of what draws its maps of pixels; ``remark`` is what its help says
+    of settings that there are not.
     """
 
     name: str
@@ -57,6 +58,13 @@ class AttackInfo:
     targeted: bool = True
     guide: str = ""
     picture: str = ""
+    remark: str = ""
+
+    @property
+    def help(self) -> str:
+        """What the command's help begins with."""
+        text = f"{self.summary} ({self.paper})"
+        return f"{text}\n\n{self.remark}" if self.remark else text
 
     def load(self) -> Attack:
         """Import and return the attack's function."""
@@ -230,6 +238,9 @@ ATTACKS = {
             access="white",
             paper="Brown et al. 2017, qian2021",
             guide="patches:given_patch",
+            remark="There is no preset of Brown et al.: they train one patch for many images, as `adv-patch fit` does, "
+            "but turned and scaled at random and against several networks at once. Nor is there a --c: qian2021's "
+            "c = 1 is the weight of the only term there is, which Adam's steps do not depend on.",
         ),
         AttackInfo(
             name="lavan",
@@ -240,6 +251,8 @@ ATTACKS = {
             budget="2 % of the pixels",
             access="white",
             paper="Karmon et al. 2018, qian2021",
+            remark="There is no preset of Karmon et al.: they too change 2 % of the pixels, but aim at a target "
+            "(--target) and also let noise leave the range of an image, which no file can hold.",
         ),
     )
 }

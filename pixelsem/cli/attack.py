@@ -36,11 +36,10 @@ def register(app: typer.Typer) -> None:
     """Add the ``attack`` group with one command per registered attack."""
     group = typer.Typer(help="Make adversarial images whose changes stay inside a region.", no_args_is_help=True)
     for info in ATTACKS.values():
-        summary = f"{info.summary} ({info.paper})"
         if info.name == attack_patch.NAME:
-            attack_patch.register(group, _command(info), summary)
+            attack_patch.register(group, _command(info), info.help)
         else:
-            group.command(info.name, help=summary)(_command(info))
+            group.command(info.name, help=info.help)(_command(info))
     group.command("list")(_list)
     group.command("split")(expand(attack_split.attack_split))
     app.add_typer(group, name="attack")

@@ -38,10 +38,10 @@ Images = Annotated[
 ]
 
 
-def register(app: typer.Typer, attack: Callable[..., None], summary: str) -> None:
+def register(app: typer.Typer, attack: Callable[..., None], help: str) -> None:
     """Add the group to ``attack``: the attack itself is its default command."""
-    group = typer.Typer(cls=group_with_default("images"), help=summary)
-    group.command("images", help=summary)(attack)
+    group = typer.Typer(cls=group_with_default("images"), help=help)
+    group.command("images", help=help)(attack)
     group.command("fit")(expand(fit))
     app.add_typer(group, name=NAME)
 
