@@ -42,6 +42,17 @@ class ModelError(PixelsemError):
     """A classifier, its weights or its class names cannot be used as asked."""
 
 
+class ClassCountError(ModelError):
+    """A network has another number of logits, ``count``, than there are classes."""
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message, count)
+        self.count = count
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class OutputError(PixelsemError):
     """Something could not be written (read-only folder, full disk). What was written before stays valid."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pixelsem.defenses import robustness, training
 from pixelsem.defenses.adversaries import FewPixels, SignAscent, measuring_adversary, training_adversary
+from pixelsem.defenses.examples import InMemory
 from pixelsem.defenses.robustness import attacked_accuracy, find_collapse, measure_robustness
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.defenses.training import rate, train
@@ -218,7 +219,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(tmp_path: Path, setting
 
 def test_regions_follow_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bright where the region is: crops and flips must keep it so, and changes must stay there."""
-    images, labels = examples(40, 0)
+    labels = examples(40, 0).labels
     regions = torch.zeros(40, SIDE, SIDE, dtype=torch.bool)
     regions[:, 1:4, 0:3] = True
     images = torch.where(regions[:, None], 200, 50).expand(-1, 3, -1, -1).to(torch.uint8).contiguous()
@@ -234,11 +235,12 @@ def test_regions_follow_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(training, "training_adversary", lambda settings, scale: Watching(8.0, 16.0, 1, scale))
     settings = TrainSettings(**QUICK | {"method": "fast", "region": "foreground", "robust_sample": 0, "epochs": 2})
-    list(train(tiny(), (images, labels), (images, labels), settings, tmp_path / "c.pt", CPU, (regions, regions)))
+    bright = InMemory(images, labels, regions)
+    list(train(tiny(), bright, bright, settings, tmp_path / "c.pt", CPU))
     assert len(seen) == len(set(seen)) == 10
 
 
-def two_features(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def two_features(count: int, seed: int) -> InMemory:
     """Return images with one feature that ε = 8 cannot turn but errs in one of ten, and many that turn but never err.
 
     A network that looks at the many is right on all images as they are, and on none of those attacked.
@@ -249,7 +251,7 @@ def two_features(count: int, seed: int) -> tuple[Tensor, Tensor]:
     images = 128 + 4 * side.expand(-1, 3, SIDE, SIDE).clone()
     erring = torch.from_numpy(np.where(rng.random(count) < 0.1, -1.0, 1.0)).float()[:, None, None, None]
     images[:, :, :1, :2] = 128 + 20 * (side * erring)
-    return images.round().to(torch.uint8), labels
+    return InMemory(images.round().to(torch.uint8), labels)
 
 
 @pytest.mark.parametrize("method", ["fast", "pgd"])
@@ -287,15 +289,14 @@ def test_robust_accuracy_of_a_linear_network_is_the_known_one() -> None:
     assert 0.5 < epsilon < 100  # far from 0 and 255
     wanted = float((margin > length * epsilon / 255).float().mean())
     settings = TrainSettings(robust_sample=300, epsilon=epsilon).resolved(8, 8)
-    found = measure_robustness(
-        classifier, images, labels, whole(300), measuring_adversary(settings), 0, device=CPU, batch=70
-    )
+    anywhere = InMemory(images, labels)
+    found = measure_robustness(classifier, anywhere.batches(70, CPU), measuring_adversary(settings), 0)
     assert found == pytest.approx(wanted, abs=2 / 300)  # of float32
     assert 0.4 < found < 0.6
-    assert attacked_accuracy(classifier, images, labels, None, settings, CPU) == (found, None)
+    assert attacked_accuracy(classifier, anywhere, settings, CPU) == (found, None)
     # Where nothing may change, it is the accuracy itself.
-    closed = torch.zeros(300, SIDE, SIDE, dtype=torch.bool)
-    assert attacked_accuracy(classifier, images, labels, closed, settings, CPU) == (1.0, None)
+    closed = InMemory(images, labels, ~whole(300))
+    assert attacked_accuracy(classifier, closed, settings, CPU) == (1.0, None)
 
 
 def test_the_average_is_what_is_measured_and_left(tmp_path: Path) -> None:

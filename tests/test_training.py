@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from pixelsem.cli.app import app
-from pixelsem.defenses.data import load_split
+from pixelsem.defenses.data import open_folders
+from pixelsem.defenses.examples import InMemory, augment
 from pixelsem.defenses.settings import TrainSettings
-from pixelsem.defenses.training import augment, measure_accuracy, train
+from pixelsem.defenses.training import measure_accuracy, train
 from pixelsem.errors import ModelError, OutputError, PixelsemError, StageError
 from pixelsem.images import write_image
 from pixelsem.models import Classifier, Preprocessing, load_classifier
@@ -45,8 +46,6 @@ def make():
     return Classifier(network, name="tiny", class_names=("blue", "red"), preprocessing=Preprocessing((8, 8), 8))
 """
 
-Pair = tuple[Tensor, Tensor]
-
 
 def tiny() -> Classifier:
     scope: dict[str, Any] = {}
@@ -60,14 +59,23 @@ def picture(red: bool, rng: np.random.Generator, side: int = SIDE) -> NDArray[np
     return np.clip(base + rng.normal(0, 40, (side, side, 3)), 0, 255).astype(np.uint8)
 
 
-def examples(count: int, seed: int) -> Pair:
+def examples(count: int, seed: int) -> InMemory:
     rng = np.random.default_rng(seed)
     labels = torch.arange(count) % 2
     pixels = np.stack([picture(bool(label), rng) for label in labels.tolist()])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
+    return InMemory(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
 
 
-def epochs(checkpoint: Path, classifier: Classifier, data: Pair | None = None, **settings: Any) -> list[EpochRecord]:
+def loaded(data: Path, number: int) -> InMemory:
+    """Return the images to train on (0) or to test on (1) of a folder."""
+    held = open_folders(data)[number].load((SIDE, SIDE))
+    assert held is not None
+    return InMemory(*held)
+
+
+def epochs(
+    checkpoint: Path, classifier: Classifier, data: InMemory | None = None, **settings: Any
+) -> list[EpochRecord]:
     steps = train(
         classifier, data or examples(40, 0), examples(30, 1), TrainSettings(**QUICK | settings), checkpoint, CPU
     )
@@ -97,16 +105,16 @@ def test_an_easy_problem_is_learned(tmp_path: Path) -> None:
     assert [record.epoch for record in log] == [1, 2, 3, 4, 5, 6]
     assert log[-1].test_accuracy == 1.0
     assert log[-1].loss < log[0].loss / 2
-    images, labels = examples(60, 2)  # none of them seen before
-    logits = classifier(images.float() / 255)
-    assert (logits.argmax(1) == labels).all()
-    assert measure_accuracy(classifier, images, labels, device=CPU) == 1.0
-    assert measure_accuracy(classifier, images, 1 - labels, device=CPU) == 0.0
+    unseen = examples(60, 2)
+    logits = classifier(unseen.images.float() / 255)
+    assert (logits.argmax(1) == unseen.labels).all()
+    assert measure_accuracy(classifier, unseen, device=CPU) == 1.0
+    assert measure_accuracy(classifier, InMemory(unseen.images, 1 - unseen.labels), device=CPU) == 0.0
 
 
 def test_accuracy_is_counted_over_uneven_batches() -> None:
-    images, labels = examples(31, 3)
-    labels[:5] = 1 - labels[:5]
+    mixed = examples(31, 3)
+    mixed.labels[:5] = 1 - mixed.labels[:5]
 
     class Redder(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +123,7 @@ def test_accuracy_is_counted_over_uneven_batches() -> None:
 
     classifier = Classifier(Redder(), name="x", class_names=("blue", "red"), preprocessing=Preprocessing((8, 8), 8))
     for batch in (1, 7, 31, 250):
-        assert measure_accuracy(classifier.train(), images, labels, device=CPU, batch=batch) == 26 / 31
+        assert measure_accuracy(classifier.train(), mixed, device=CPU, batch=batch) == 26 / 31
         assert not classifier.training  # dropout and batch statistics have no place in it
 
 
@@ -277,17 +285,23 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_folders_are_classes_in_their_order(data: Path) -> None:
-    images, labels, names = load_split(data, "train", None)
-    assert (images.shape, images.dtype, names) == ((40, 3, SIDE, SIDE), torch.uint8, ("blue", "red"))
-    assert labels.tolist() == [0] * 20 + [1] * 20
+    train_set, test_set = open_folders(data)
+    assert train_set.class_names == test_set.class_names == ("blue", "red")
+    held = loaded(data, 0)
+    assert (held.images.shape, held.images.dtype) == ((40, 3, SIDE, SIDE), torch.uint8)
+    assert held.labels.tolist() == [0] * 20 + [1] * 20
+    assert train_set.ids()[:2] == ["train/blue/0.png", "train/blue/1.png"]
     # The classes' own colours came along: blue is the third channel.
-    assert (images[:20, 2].float().mean((1, 2)) > images[:20, 0].float().mean((1, 2))).all()
-    _, labels, _ = load_split(data, "test", ("red", "blue"))
-    assert labels.tolist() == [1] * 10 + [0] * 10
+    assert (held.images[:20, 2].float().mean((1, 2)) > held.images[:20, 0].float().mean((1, 2))).all()
     (data / "test").rename(data / "val")
     (data / "train/.cache").mkdir()
-    assert len(load_split(data, "test", names)[0]) == 20
-    assert load_split(data, "train", None)[2] == ("blue", "red")
+    assert loaded(data, 1).labels.tolist() == [0] * 10 + [1] * 10
+    assert open_folders(data)[0].class_names == ("blue", "red")
+
+
+def test_classes_that_are_not_tested_keep_their_numbers(data: Path) -> None:
+    shutil.rmtree(data / "test/blue")
+    assert loaded(data, 1).labels.tolist() == [1] * 10
 
 
 def move(data: Path, name: str) -> None:
@@ -303,14 +317,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda data: shutil.copytree(data / "test/red", data / "test/green"),
         r"test/green/0\.png: its top folder is none of the classes blue, red",
     ),
-    "mixed sizes": (
-        lambda data: write_image(data / "train/red/7.png", np.zeros((SIDE, SIDE + 1, 3), np.uint8)),
-        r"train/red/7\.png: is 9×8, .*train/blue/0\.png 8×8; all must have one size",
-    ),
-    "mixed sizes in test": (
-        lambda data: write_image(data / "test/red/7.png", np.zeros((SIDE + 1, SIDE, 3), np.uint8)),
-        r"test/red/7\.png: is 8×9",
-    ),
     "no images": (lambda data: [path.unlink() for path in data.rglob("train/*/*.png")], r"train: no images"),
     "images without class": (
         lambda data: write_image(data / "train/0.png", np.zeros((SIDE, SIDE, 3), np.uint8)),
@@ -324,7 +330,7 @@ def test_data_that_cannot_be_used(data: Path, name: str) -> None:
     damage, message = DAMAGE[name]
     damage(data)
     with pytest.raises(PixelsemError, match=message):
-        load_split(data, "test", load_split(data, "train", None)[2])
+        open_folders(data)
     result = defend("--data", "data", code=2)
     assert result.stderr.count("\n") == 1
     assert re.search(message, result.stderr)
@@ -380,8 +386,7 @@ def test_leaves_weights_a_card_and_a_record_of_every_epoch(data: Path) -> None:
     file = stage / "model.py-make.safetensors"
     classifier = load_classifier("model.py:make", weights=file)
     assert classifier.class_names == ("blue", "red")
-    images, labels, _ = load_split(data, "test", ("blue", "red"))
-    accuracy = measure_accuracy(classifier, images, labels, device=CPU)
+    accuracy = measure_accuracy(classifier, loaded(data, 1), device=CPU)
     assert accuracy > 0.9
     card = (stage / "model.py-make.md").read_text()
     assert f"**Test accuracy: {100 * accuracy:.2f} %**" in card
@@ -443,8 +448,9 @@ def test_weights_of_a_known_architecture_load_by_themselves(data: Path) -> None:
     assert file.name == "allconv.safetensors"
     classifier = load_classifier(file)
     assert (classifier.arch, classifier.class_names, classifier.trained) == ("allconv", ("blue", "red"), True)
-    images, labels, _ = load_split(data, "test", ("blue", "red"))
-    assert measure_accuracy(classifier, images, labels, device=CPU) == summary["test_accuracy"]
+    held = open_folders(data)[1].load((32, 32))
+    assert held is not None
+    assert measure_accuracy(classifier, InMemory(*held), device=CPU) == summary["test_accuracy"]
     assert "All-CNN-C, Springenberg et al. 2015" in file.with_suffix(".md").read_text()
 
 
@@ -486,9 +492,11 @@ def test_another_run_there_is_refused(data: Path) -> None:
     ("options", "message"),
     [
         (["--model", "alconv"], "alconv: no such model; did you mean allconv?"),
-        (["--model", "allconv"], "data: its images are 8×8, allconv takes 32×32"),
         (["--epochs", "0"], "--epochs"),
         (["--method", "magic"], "--method"),
+        (["--min-area", "0.5"], "--min-area goes with images of other sizes than the model's input size"),
+        (["--resize", "squash"], "--resize goes with images of other sizes than the model's input size"),
+        (["--download"], "--data-root and --download go with --data torchvision:NAME"),
         (["--device", "abacus"], "--device"),
     ],
 )

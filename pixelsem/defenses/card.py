@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixelsem.defenses.robustness import find_collapse
@@ -16,11 +16,15 @@ from pixelsem.records import EpochRecord
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a network was trained and tested on: a name to print and how many images of each."""
+    """What a network was trained and tested on: a name to print, how many images of each, and how these were read.
+
+    ``reading`` are rows of the card's recipe; one called ``crop`` replaces that of the settings.
+    """
 
     name: str
     train: int
     test: int
+    reading: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def model_card(
     """
     known = ARCHITECTURES.get(classifier.name)
     source = known.source if known else classifier.name
-    used = {name: value for name, value in settings.to_dict().items() if value is not None}
+    used = {name: value for name, value in ({**settings.to_dict(), **data.reading}).items() if value is not None}
     recipe = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in used.items())
     preprocessing = classifier.preprocessing
     mean, std = (", ".join(f"{v:g}" for v in part) for part in (preprocessing.mean, preprocessing.std))

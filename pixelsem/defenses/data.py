@@ -1,18 +1,139 @@
-"""Labelled images for training and for measuring accuracy, held in memory as 8-bit tensors."""
+"""Labelled images on disk, for training and for measuring accuracy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pixelsem.errors import PixelsemError
-from pixelsem.images import list_images, read_image
+from pixelsem.images import iter_chunks, list_images, read_image
 
-_LIMIT = 32 << 30  # bytes of 8-bit pixels; more than this does not belong in memory
+#: Bytes of 8-bit pixels. More than this does not belong in memory, on no machine: what is trained on must not depend
+#: on where that is done.
+_LIMIT = 4 << 30
+
+#: Images that are read at once before anybody looks at their sizes.
+_CHUNK = 4096
+
+#: Classes that a message names before a count stands for the rest.
+_NAMES_SHOWN = 10
+
+
+class Pictures(ABC):
+    """Labelled images of any sizes, read one at a time.
+
+    :ivar where: what messages call them.
+    :ivar class_names: the names of the classes, by label.
+    """
+
+    def __init__(self, where: str, class_names: tuple[str, ...]) -> None:
+        self.where = where
+        self.class_names = class_names
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Return an image, uint8 [H, W, 3], and its label; raises :class:`InputError` where it cannot be read."""
+
+    @abstractmethod
+    def entries(self) -> Iterator[str]:
+        """Yield a line for every image, which tells it from others without its being read."""
+
+    def ids(self) -> list[str]:
+        """Return every image's path below the data's folder, by which masks are found.
+
+        Raises :class:`PixelsemError` where the images are not in files of their own.
+        """
+        raise PixelsemError(f"{self.where}: its images have no names that masks could have; give a folder of classes")
+
+    def load(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+        """Return all images, uint8 [N, 3, H, W], and labels, int64 [N]; None where they are not for memory.
+
+        That is where one is not of (height, width) ``size``, or all are too many. Raises :class:`InputError` for one
+        that cannot be read.
+        """
+        count = len(self)
+        if count * 3 * size[0] * size[1] > _LIMIT or self.read(0)[0].shape[:2] != size:
+            return None
+        pixels, labels = np.empty((count, *size, 3), np.uint8), np.empty(count, np.int64)
+
+        def place(index: int) -> bool:
+            image, labels[index] = self.read(index)
+            if fits := image.shape[:2] == size:
+                pixels[index] = image
+            return fits
+
+        with ThreadPoolExecutor() as pool:
+            for part in iter_chunks(count, _CHUNK):
+                if not all(pool.map(place, range(count)[part])):
+                    return None
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+
+
+class FolderPictures(Pictures):
+    """The images of a split in a folder of classes, ``root/CLASS/…``, in the order of their paths."""
+
+    def __init__(self, root: Path, class_names: tuple[str, ...] | None = None) -> None:
+        """``class_names`` fixes the order of the classes; by default it is alphabetical.
+
+        Raises :class:`PixelsemError` for a folder without images, a class without any, and an unknown class.
+        """
+        self._root = root
+        self._files = [path.relative_to(root).as_posix() for path in list_images(root)]
+        folders = _folders(root)
+        names = class_names or folders
+        super().__init__(str(root), names)
+        if not self._files:
+            raise PixelsemError(f"{root}: no images; expected sub-folders named after the classes")
+        numbers = {name: number for number, name in enumerate(names)}
+        tops = [name.partition("/")[0] for name in self._files]
+        unknown = next((name for name, top in zip(self._files, tops, strict=True) if top not in numbers), None)
+        if unknown is not None:
+            raise PixelsemError(f"{root / unknown}: its top folder is none of the classes {_shown(names)}")
+        used = set(tops)
+        empty = next((name for name in folders if name not in used), None)
+        if empty is not None:
+            raise PixelsemError(f"{root / empty}: a class without images; fill it or remove it")
+        self._labels = [numbers[top] for top in tops]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Read an image and its label; see :meth:`Pictures.read`."""
+        return read_image(self._root / self._files[index]), self._labels[index]
+
+    def entries(self) -> Iterator[str]:
+        """Yield every image's path and its file's size: reading all of ImageNet would take longer than many a run."""
+        for name in self._files:
+            try:
+                size = (self._root / name).stat().st_size
+            except OSError:  # a broken link, which reading reports
+                size = 0
+            yield f"{name}\0{size}"
+
+    def ids(self) -> list[str]:
+        """Return the images' paths below the folder that holds the splits."""
+        return [f"{self._root.name}/{name}" for name in self._files]
+
+
+def _folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def find_split(root: Path, split: str) -> Path | None:
@@ -21,75 +142,19 @@ def find_split(root: Path, split: str) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def load_image_folder(root: Path, class_names: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Read ``root/CLASS/…`` into (uint8 [N, 3, H, W], int64 [N], class names).
+def open_folders(root: Path) -> tuple[Pictures, Pictures]:
+    """Find the images to train and to test on, ``root/train/CLASS/…`` and ``root/test/CLASS/…`` (or ``val/``).
 
-    ``class_names`` fixes the order of the classes; by default it is alphabetical. All images must share
-    one size. Raises :class:`PixelsemError` for an empty or mixed folder, an unknown class or an
-    unreadable image.
-    """
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    names = class_names or tuple(folders)
-    index = {name: number for number, name in enumerate(names)}
-    files = list_images(root)
-    if not files:
-        raise PixelsemError(f"{root}: no images; expected sub-folders named after the classes")
-    unknown = next((f for f in files if f.relative_to(root).parts[0] not in index), None)
-    if unknown is not None:
-        raise PixelsemError(f"{unknown}: its top folder is none of the classes {', '.join(names)}")
-    used = {f.relative_to(root).parts[0] for f in files}
-    empty = next((name for name in folders if name not in used), None)
-    if empty is not None:
-        raise PixelsemError(f"{root / empty}: a class without images; fill it or remove it")
-    first = read_image(files[0])
-    if len(files) * first.nbytes > _LIMIT:
-        raise PixelsemError(f"{root}: {len(files)} images of {first.shape[1]}×{first.shape[0]} do not fit in memory")
-    pixels = np.empty((len(files), *first.shape), np.uint8)
-
-    def load(number: int) -> None:
-        image = read_image(files[number])
-        if image.shape != first.shape:
-            sizes = f"is {image.shape[1]}×{image.shape[0]}, {files[0]} {first.shape[1]}×{first.shape[0]}"
-            raise PixelsemError(f"{files[number]}: {sizes}; all must have one size")
-        pixels[number] = image
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(load, range(len(files))):
-            pass
-    labels = torch.tensor([index[f.relative_to(root).parts[0]] for f in files])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, names
-
-
-def load_split(root: Path, split: str, class_names: tuple[str, ...] | None) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Read the ``train`` or ``test`` split of an ImageFolder tree or of torchvision's CIFAR-10 folder.
-
-    Returns (uint8 [N, 3, H, W], int64 [N], class names); raises :class:`PixelsemError` where neither is there.
+    Raises :class:`PixelsemError` where a split is missing or cannot be used, see :class:`FolderPictures`.
     """
     if not root.is_dir():
         raise PixelsemError(f"{root}: no such folder; give --data a folder with train/CLASS/… and test/CLASS/…")
-    if (root / "cifar-10-batches-py").is_dir():
-        from torchvision.datasets import CIFAR10
-
-        try:
-            data = CIFAR10(str(root), train=split == "train")
-        except RuntimeError as error:  # torchvision checks the md5 of every file before it reads one
-            raise PixelsemError(f"{root}: torchvision finds its CIFAR-10 missing or damaged: {error}") from error
-        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        return pixels, torch.tensor(data.targets), tuple(data.classes)
-    folder = find_split(root, split)
-    if folder is None:
-        raise PixelsemError(f"{root}: has no folder {split!r}; expected {split}/CLASS/… (ImageFolder)")
-    return load_image_folder(folder, class_names)
-
-
-def list_split(root: Path, split: str) -> list[str]:
-    """Return the paths below ``root`` of the images that :func:`load_split` reads, in its order.
-
-    Raises :class:`PixelsemError` where the images are not in files of their own.
-    """
-    folder = None if (root / "cifar-10-batches-py").is_dir() else find_split(root, split)
-    if folder is None:
-        raise PixelsemError(
-            f"{root}: its images have no names that masks could have; give {split}/CLASS/… (ImageFolder)"
-        )
-    return [file.relative_to(root).as_posix() for file in list_images(folder)]
+    found = {split: find_split(root, split) for split in ("train", "test")}
+    for split, folder in found.items():
+        if folder is None:
+            raise PixelsemError(f"{root}: has no folder {split!r}; expected {split}/CLASS/… (ImageFolder)")
+    train, test = found["train"], found["test"]
+    assert train is not None
+    assert test is not None
+    pictures = FolderPictures(train)
+    return pictures, FolderPictures(test, pictures.class_names)

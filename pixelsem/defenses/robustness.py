@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pixelsem.defenses.adversaries import Adversary, measuring_adversary, seed_of, training_adversary
-from pixelsem.defenses.settings import TrainSettings
+from pixelsem.defenses.examples import Batch, Examples
+from pixelsem.defenses.settings import SMALL, TrainSettings
 from pixelsem.metrics.intervals import wilson
 from pixelsem.models.classifier import Classifier
 from pixelsem.records import EpochRecord
@@ -18,58 +19,48 @@ _COLLAPSE = 0.5
 
 
 def attacked_accuracy(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    regions: Tensor | None,
-    settings: TrainSettings,
-    device: torch.device,
+    classifier: Classifier, test_set: Examples, settings: TrainSettings, device: torch.device
 ) -> tuple[float | None, float | None]:
-    """Return the accuracy on a sample of uint8 [N, 3, H, W] test ``images`` under attack, in [0, 1].
+    """Return the accuracy on a sample of the test images under attack, in [0, 1].
 
-    ``labels`` is int64 [N], ``regions`` bool [N, H, W] the pixels that may change (every one by default), ``settings``
-    are resolved. The second share is that under the single step that ``fast`` trains with, None for other methods;
-    both are None where the settings want no sample. The sample and the attacks depend on the settings' seed alone.
+    ``settings`` are resolved. The second share is that under the single step that ``fast`` trains with, None for
+    other methods; both are None where the settings want no sample. The sample and the attacks depend on the settings'
+    seed alone.
     """
     generator = torch.Generator().manual_seed(seed_of(settings.seed))
-    chosen = torch.randperm(len(images), generator=generator)[: settings.robust_sample or 0].sort().values
+    chosen = torch.randperm(len(test_set), generator=generator)[: settings.robust_sample or 0].sort().values
     if not len(chosen):
         return None, None
-    taken = images[chosen]
-    where = torch.ones(taken[:, 0].shape, dtype=torch.bool) if regions is None else regions[chosen]
 
     def under(adversary: Adversary) -> float:
-        seed = seed_of(settings.seed, 0)
-        return measure_robustness(classifier, taken, labels[chosen], where, adversary, seed, device=device)
+        batches = test_set.batches(measuring_batch(test_set, settings), device, chosen)
+        return measure_robustness(classifier, batches, adversary, seed_of(settings.seed, 0))
 
     single = training_adversary(settings) if settings.method == "fast" else None
     return under(measuring_adversary(settings)), None if single is None else under(single)
 
 
-def measure_robustness(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    regions: Tensor,
-    adversary: Adversary,
-    seed: int,
-    *,
-    device: torch.device,
-    batch: int = 250,
-) -> float:
+def measuring_batch(test_set: Examples, settings: TrainSettings) -> int:
+    """Return how many images are measured at a time: of large ones, in fp32, half of what training has room for."""
+    height, width = test_set.size
+    return 250 if height * width <= SMALL else min(250, max(1, settings.batch // 2))
+
+
+def measure_robustness(classifier: Classifier, batches: Iterable[Batch], adversary: Adversary, seed: int) -> float:
     """Return the share in [0, 1] of images whose fp32 top-1 is their label after the attack, which is not rounded.
 
-    ``images`` is uint8 [N, 3, H, W], ``labels`` int64 [N], ``regions`` bool [N, H, W]. The classifier is put in
-    evaluation mode. Every call with one ``seed`` draws the same.
+    The classifier, which is on the device of the ``batches``, is put in evaluation mode. Every call with one ``seed``
+    draws the same.
     """
     classifier.eval()
-    correct = 0
-    for number, start in enumerate(range(0, len(images), batch)):
-        x, y, where = (part[start : start + batch].to(device) for part in (images, labels, regions))
-        changed = adversary(classifier, x, y, where, seed_of(seed, number))
+    correct, count = 0, 0
+    for number, (images, labels, regions) in enumerate(batches):
+        where = torch.ones_like(images[:, 0], dtype=torch.bool) if regions is None else regions
+        changed = adversary(classifier, images, labels, where, seed_of(seed, number))
         with torch.inference_mode():
-            correct += int((classifier(changed / 255).argmax(1) == y).sum())
-    return correct / len(images)
+            correct += int((classifier(changed / 255).argmax(1) == labels).sum())
+        count += len(labels)
+    return correct / count
 
 
 @dataclass(frozen=True)

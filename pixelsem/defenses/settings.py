@@ -10,7 +10,7 @@ from pixelsem.errors import PixelsemError
 from pixelsem.settings import Settings, option, option_name
 
 #: Inputs of more pixels than this get the ε that qian2021 §IV-F takes for ILSVRC2012, others that for CIFAR-10.
-_SMALL = 64 * 64
+SMALL = 64 * 64
 
 #: Which options only some methods have, and what they are where not given; ε and α follow from the images' size.
 _OWN: Mapping[str, Mapping[str, Any]] = {
@@ -49,7 +49,10 @@ class TrainSettings(Settings):
         low=0, high=0.99999,
     )  # fmt: skip
     dropout: float = option(0.1, "Probability of every dropout layer of the network.", low=0, high=1)
-    crop: int = option(4, "Random crops from the image padded by this many reflected pixels; 0 for none.", low=0)
+    crop: int = option(
+        4, "Images of the input's size: random crops from the image padded by this many reflected pixels; 0 for none.",
+        low=0,
+    )  # fmt: skip
     flip: bool = option(True, "Random horizontal flips.")
     precision: Literal["fp32", "bf16", "fp16"] = option("bf16", "Arithmetic of the forward pass (autocast).")
     epsilon: float | None = option(
@@ -107,7 +110,7 @@ class TrainSettings(Settings):
         if self.method == "standard" and not values["robust_sample"]:
             return replace(self, **values)
         if "epsilon" in values and values["epsilon"] is None:
-            values["epsilon"] = 2.0 if height * width > _SMALL else 8.0
+            values["epsilon"] = 2.0 if height * width > SMALL else 8.0
         if "step" in values and values["step"] is None:
             values["step"] = values["epsilon"] * (1.25 if self.method == "fast" else 0.25)
         return replace(self, **values)
@@ -115,3 +118,21 @@ class TrainSettings(Settings):
     def _value(self, name: str) -> Any:
         given = getattr(self, name)
         return _OWN[self.method][name] if given is None else given
+
+
+@dataclass(frozen=True)
+class ReadingSettings(Settings):
+    """How images are read that do not have the size of the network's input, or are too many for memory."""
+
+    resize: Literal["crop", "squash"] = option(
+        "crop", "Images of other sizes: how a test image reaches the model's resolution, by the model's own resize and "
+        "crop, or squashed.",
+    )  # fmt: skip
+    min_area: float = option(
+        0.08, "Images of other sizes: the least share of a training image that its random crop, which is then resized, "
+        "takes.", low=0.001, high=1, metavar="SHARE",
+    )  # fmt: skip
+    workers: int | None = option(
+        None, "Images of other sizes: processes that read and decode them; 0: none but this (default: one per core, "
+        "at most 8).", low=0,
+    )  # fmt: skip

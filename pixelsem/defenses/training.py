@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelsem.defenses.adversaries import FewPixels, seed_of, training_adversary
-from pixelsem.defenses.robustness import attacked_accuracy, best_so_far, find_collapse
+from pixelsem.defenses.examples import Examples
+from pixelsem.defenses.robustness import attacked_accuracy, best_so_far, find_collapse, measuring_batch
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.models import Classifier
@@ -71,8 +72,7 @@ class _Run:
         self.best = state.get("best")
 
     def step(self, images: Tensor, labels: Tensor, regions: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-        """Take one optimisation step on uint8 [N, 3, H, W] images; return the logits and the mean loss."""
-        images, regions = _augmented(images, regions, self.settings)
+        """Take one optimisation step on augmented uint8 [N, 3, H, W] images; return the logits and the mean loss."""
         x = self._attacked(images, labels, regions, seed).div_(255)
         x = x.contiguous(memory_format=torch.channels_last)
         logits = self._logits(x)
@@ -107,33 +107,28 @@ class _Run:
 
 def train(
     classifier: Classifier,
-    train_set: tuple[Tensor, Tensor],
-    test_set: tuple[Tensor, Tensor],
+    train_set: Examples,
+    test_set: Examples,
     settings: TrainSettings,
     checkpoint: Path,
     device: torch.device,
-    regions: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[EpochRecord | float]:
     """Train ``classifier`` in place; yield every epoch's record, and in between the share done in [0, 1].
 
-    One that is trained already goes on from its weights; any other starts from weights drawn by the seed.
-    ``train_set`` and ``test_set`` are (uint8 [N, 3, H, W], int64 [N]) on the CPU, ``regions`` bool [N, H, W] of both:
-    where their images may be attacked, by default everywhere. After every epoch the state is written to
-    ``checkpoint`` (atomically); where that file exists, its epochs are yielded and training goes on from there. The
-    random numbers of an epoch depend on (seed, epoch) alone, those of an attack on (seed, epoch, step), so a resumed
-    run draws the same. ``fast`` training ends early at catastrophic overfitting, with the weights of its best epoch
-    (see :func:`pixelsem.defenses.robustness.find_collapse`). Raises :class:`StageError` for a checkpoint of another
-    run.
+    One that is trained already goes on from its weights; any other starts from weights drawn by the seed. After
+    every epoch the state is written to ``checkpoint`` (atomically); where that file exists, its epochs are yielded and
+    training goes on from there. The random numbers of an epoch depend on (seed, epoch) alone, those of an attack on
+    (seed, epoch, step), so a resumed run draws the same. ``fast`` training ends early at catastrophic overfitting,
+    with the weights of its best epoch (see :func:`pixelsem.defenses.robustness.find_collapse`). Raises
+    :class:`StageError` for a checkpoint of another run, :class:`InputError` for an image that cannot be read.
     """
     if device.type == "cpu":
         keep_freed_memory()
-    settings = settings.resolved(*train_set[0].shape[2:])
-    images, labels = (part.to(device) for part in train_set)
-    where, held = (None, None) if regions is None else (regions[0].to(device), regions[1])
-    per_epoch = -(-len(images) // settings.batch)
+    settings = settings.resolved(*train_set.size)
+    per_epoch = -(-len(train_set) // settings.batch)
     _start(classifier, settings, device)
     run = _Run(classifier, settings, per_epoch * settings.epochs)
-    identity = {**asdict(settings), "images": len(images), "model": classifier.name}
+    identity = {**asdict(settings), "images": len(train_set), "model": classifier.name}
     if classifier.trained:
         identity["weights"] = classifier.digest
     log: list[EpochRecord] = []
@@ -142,16 +137,15 @@ def train(
         start = time.perf_counter()
         run.trained.train()
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        for step, chosen in enumerate(torch.randperm(len(images), device=device).split(settings.batch)):
-            own = None if where is None else where[chosen]
-            logits, loss = run.step(images[chosen], labels[chosen], own, seed_of(settings.seed, number, step))
-            loss_sum += loss * len(chosen)
-            correct += (logits.argmax(1) == labels[chosen]).sum()
+        for step, (images, labels, regions) in enumerate(train_set.training_batches(number, settings, device)):
+            logits, loss = run.step(images, labels, regions, seed_of(settings.seed, number, step))
+            loss_sum += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
             if step % 20 == 0:
                 yield step / per_epoch
-        accuracy = measure_accuracy(classifier, *test_set, device=device)
-        shares = float(loss_sum) / len(images), float(correct) / len(images), accuracy
-        robust = attacked_accuracy(classifier, *test_set, held, settings, device)
+        accuracy = measure_accuracy(classifier, test_set, device=device, batch=measuring_batch(test_set, settings))
+        shares = float(loss_sum) / len(train_set), float(correct) / len(train_set), accuracy
+        robust = attacked_accuracy(classifier, test_set, settings, device)
         record = EpochRecord(number, *shares, time.perf_counter() - start, *robust)
         if record.fgsm_accuracy is not None and best_so_far([*log, record]):
             run.best = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
@@ -194,37 +188,11 @@ def _start(classifier: Classifier, settings: TrainSettings, device: torch.device
     classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _augmented(images: Tensor, regions: Tensor | None, settings: TrainSettings) -> tuple[Tensor, Tensor | None]:
-    """Crop and flip images, and their regions with them."""
-    if regions is None:
-        return augment(images, settings.crop, settings.flip), None
-    both = augment(torch.cat([images, regions[:, None].to(torch.uint8)], 1), settings.crop, settings.flip)
-    return both[:, :3], both[:, 3].bool()
-
-
-def augment(images: Tensor, crop: int, flip: bool) -> Tensor:
-    """Crop [N, C, H, W] images at random from their reflected padding and flip half of them, all in one gather."""
-    count, _, height, width = images.shape
-    device = images.device
-    if crop:
-        images = F.pad(images.float(), (crop,) * 4, mode="reflect").to(images.dtype)
-    top, left = torch.randint(0, 2 * crop + 1, (2, count, 1), device=device)
-    rows = top + torch.arange(height, device=device)
-    columns = left + torch.arange(width, device=device)
-    if flip:
-        mirrored = torch.rand(count, 1, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    index = torch.arange(count, device=device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 @torch.inference_mode()
-def measure_accuracy(
-    classifier: Classifier, images: Tensor, labels: Tensor, *, device: torch.device, batch: int = 250
-) -> float:
-    """Return the share in [0, 1] of uint8 [N, 3, H, W] ``images`` whose fp32 top-1 is their label."""
+def measure_accuracy(classifier: Classifier, test_set: Examples, *, device: torch.device, batch: int = 250) -> float:
+    """Return the share in [0, 1] of the test images whose fp32 top-1 is their label, scored ``batch`` at a time."""
     classifier.eval()
     correct = 0
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        correct += int((classifier(x.to(device).float() / 255).argmax(1).cpu() == y).sum())
-    return correct / len(images)
+    for images, labels, _ in test_set.batches(batch, device):
+        correct += int((classifier(images.float() / 255).argmax(1) == labels).sum())
+    return correct / len(test_set)

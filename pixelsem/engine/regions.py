@@ -83,6 +83,27 @@ def stack_regions(
     return np.stack(made), sum(flagged)
 
 
+class RegionReader:
+    """Reads the region ``name`` of every image, by its number in ``ids``, at the size of the image's file."""
+
+    def __init__(self, masks: MaskSource, name: str, ids: Sequence[str]) -> None:
+        """Raises :class:`InputError` where an image has no mask."""
+        missing = next((image_id for image_id in ids if image_id not in masks), None)
+        if missing is not None:
+            raise InputError(f"{missing}: has no mask in {masks.path}")
+        self._masks, self._name, self._ids = masks, name, ids
+
+    def __call__(self, number: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the region, bool (height, width) ``shape``; that of a flagged mask is empty.
+
+        Raises :class:`InputError` for a mask that is unreadable or of another size.
+        """
+        entry = _found(self._masks, self._ids[number])
+        if entry.values.shape != shape:
+            raise _other_size(entry, shape)
+        return entry.region(self._name) & (not entry.flags)
+
+
 def fitted_mask(
     masks: MaskSource, image_id: str, shape: tuple[int, ...], preprocessing: Preprocessing, resize: Resize
 ) -> MaskEntry:
@@ -91,14 +112,23 @@ def fitted_mask(
     The mask has the size of the source image, ``shape``, or that of the classifier's. Raises
     :class:`InputError` for one that is missing, unreadable or of another size.
     """
+    entry = _found(masks, image_id)
+    mask = entry.values
+    if mask.shape != tuple(shape[:2]) and mask.shape != preprocessing.size:
+        raise _other_size(entry, shape)
+    source_shape = shape if mask.shape == tuple(shape[:2]) else preprocessing.size
+    return replace(entry, values=fit_mask(mask, source_shape, preprocessing, resize))
+
+
+def _found(masks: MaskSource, image_id: str) -> MaskEntry:
     entry = masks.find(image_id)
     if entry is None:
         raise InputError(f"{image_id}: has no mask in {masks.path}")
-    mask = entry.values
-    if mask.shape != tuple(shape[:2]) and mask.shape != preprocessing.size:
-        raise InputError(
-            f"{entry.path}: is {mask.shape[1]}×{mask.shape[0]}, its image {shape[1]}×{shape[0]}; "
-            "masks must have the size of their images"
-        )
-    source_shape = shape if mask.shape == tuple(shape[:2]) else preprocessing.size
-    return replace(entry, values=fit_mask(mask, source_shape, preprocessing, resize))
+    return entry
+
+
+def _other_size(entry: MaskEntry, shape: tuple[int, ...]) -> InputError:
+    height, width = entry.values.shape
+    return InputError(
+        f"{entry.path}: is {width}×{height}, its image {shape[1]}×{shape[0]}; masks must have the size of their images"
+    )

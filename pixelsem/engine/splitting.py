@@ -45,6 +45,9 @@ class StageOwnMasks(MaskSource):
                 f"{stage.path}: holds no masks; give --masks DIR, say a stage of `pixelsem segment` of the same images"
             )
 
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._names
+
     def find(self, image_id: str) -> MaskEntry | None:
         """Read the mask of the image ``image_id``; see :meth:`MaskSource.find`."""
         name = self._names.get(image_id)

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pixelsem.errors import ModelError
+from pixelsem.errors import ClassCountError, ModelError
 from pixelsem.files import write_atomically
 from pixelsem.models.classifier import Classifier, Preprocessing
 
@@ -181,6 +181,8 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, arch:
     unexpected = [name for name in state if name not in own and not name.endswith(_STEP_COUNT)]
     unexpected = [name for name in unexpected if not name.startswith(_AUXILIARY)]
     reshaped = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if reshaped and not missing and not unexpected:
+        _check_head(reshaped, state, own, f"{path}: does not fit {arch}")
     if missing or unexpected or reshaped:
         raise ModelError(f"{path}: does not fit {arch}: " + _mismatch(missing, unexpected, reshaped, state, own))
     own.update({name: tensor for name, tensor in state.items() if name in own})
@@ -207,6 +209,19 @@ def _rename(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Te
     return renamed
 
 
+def _check_head(reshaped: list[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Raise :class:`ClassCountError` where ``state`` differs from a network's ``own`` in the number of classes alone.
+
+    ``reshaped`` names the tensors of other shapes; the message begins with ``what``.
+    """
+    heads = {(state[name].shape[:1], own[name].shape[:1]) for name in reshaped}
+    same_rest = all(state[name].shape[1:] == own[name].shape[1:] for name in reshaped)
+    if same_rest and len(heads) == 1 and len(reshaped) <= 2:
+        (there,), (here,) = next(iter(heads))
+        advice = f"name all {there} with --classes"
+        raise ClassCountError(f"{what}: it has {there} classes, {here} are expected; {advice}", there)
+
+
 def _mismatch(
     missing: list[str],
     unexpected: list[str],
@@ -215,11 +230,6 @@ def _mismatch(
     own: Mapping[str, Tensor],
 ) -> str:
     """Say in a few words how ``state`` and a network's ``own`` differ."""
-    heads = {(state[name].shape[:1], own[name].shape[:1]) for name in reshaped}
-    same_rest = all(state[name].shape[1:] == own[name].shape[1:] for name in reshaped)
-    if not missing and not unexpected and same_rest and len(heads) == 1 and len(reshaped) <= 2:
-        (there,), (here,) = next(iter(heads))
-        return f"it has {there} classes, {here} are expected; name all {there} with --classes"
     parts = []
     if missing:
         parts.append(f"{len(missing)} tensors missing (first {missing[0]!r})")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixelsem.errors import ModelError
+from pixelsem.errors import ClassCountError, ModelError
 from pixelsem.models.checkpoints import Metadata, first_line, fit_state, load_metadata, load_state
 from pixelsem.models.classifier import Classifier, Preprocessing, compute_digest
 from pixelsem.models.programs import kind_of, load_exported, load_torchscript
@@ -185,8 +185,8 @@ def _settle_class_names(classifier: Classifier) -> None:
     classifier.class_names = classifier.class_names or number_names(count)
     given = len(classifier.class_names)
     if given != count:
-        raise ModelError(
-            f"{classifier.name}: gives {count} logits, but has {given} class names; name all with --classes"
+        raise ClassCountError(
+            f"{classifier.name}: gives {count} logits, but has {given} class names; name all with --classes", count
         )
 
 

@@ -64,6 +64,10 @@ class MaskSource(ABC):
         return FolderMasks(path)
 
     @abstractmethod
+    def __contains__(self, image_id: object) -> bool:
+        """Has the image ``image_id`` a mask? None is read."""
+
+    @abstractmethod
     def find(self, image_id: str) -> MaskEntry | None:
         """Read the mask of the image ``image_id``, or return None where it has none.
 
@@ -76,6 +80,9 @@ class _StageMasks(MaskSource):
         super().__init__(path)
         self._stage = Stage.open(path)
         self._records: dict[str, SegmentRecord] = {record.id: record for record in self._stage.segment_records()}
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._records
 
     def find(self, image_id: str) -> MaskEntry | None:
         record = self._records.get(image_id)
@@ -98,6 +105,9 @@ class FolderMasks(MaskSource):
                 self._paths[stem] = file
         if not self._paths:
             raise PixelsemError(f"{path}: holds no masks")
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self.locate(image_id) is not None
 
     def locate(self, image_id: str) -> Path | None:
         """Return the file that belongs to ``image_id``, or None."""
