@@ -130,6 +130,27 @@ def test_rich_models_are_those_of_the_luma(tmp_path: Path, kind, size: int) -> N
     assert not np.array_equal(rows[0], rows[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "shapes"), [("srm", [(24, 20)]), ("srmq1", [(24, 20), (16, 24), (20, 20)])])
+def test_rich_models_are_exactly_those_of_sealwatch(tmp_path: Path, kind, shapes: list[tuple[int, int]]) -> None:
+    """Submodel after submodel, channel after channel; in one process, where its rounding is always the same."""
+    extract = getattr(pytest.importorskip("sealwatch"), kind).extract
+    images = [smooth_image(number)[:height, :width] for number, (height, width) in enumerate(shapes)]
+
+    def expected(plane: np.ndarray) -> np.ndarray:
+        return np.concatenate([submodel.ravel() for submodel in extract(plane).values()])
+
+    colours = [np.stack([expected(image[:, :, channel].copy()) for channel in range(3)]) for image in images]
+    wanted = {
+        "separate": np.stack([np.concatenate(list(each)) for each in colours]),
+        "mean": np.stack([each.mean(0) for each in colours]),
+        "luma": np.stack([expected(to_grey(image)) for image in images]),
+    }
+    for channels, rows in wanted.items():
+        found = Extractor(FeatureType(kind, channels), workers=1, folder=tmp_path).measure(images)
+        np.testing.assert_array_equal(found, rows)
+
+
 def test_samples_of_an_attack_are_pairs_of_its_successes(tmp_path: Path) -> None:
     samples = open_samples(make_stage(tmp_path / "stage", 3, failures=2)).items
     assert [(sample.kind, sample.id) for sample in samples] == [

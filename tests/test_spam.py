@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from pixelsem.defenses.spam import SPAM_SIZE, T, spam
+from pixelsem.images import read_image
 
 STRAIGHT = [(0, 1), (0, -1), (1, 0), (-1, 0)]
 DIAGONAL = [(1, 1), (-1, -1), (1, -1), (-1, 1)]
+PICTURES = sorted(path for path in (ROOT / "sample_images" / "images").rglob("*") if path.is_file())
 
 
 def counted(plane: np.ndarray, direction: tuple[int, int]) -> np.ndarray:
@@ -32,6 +36,11 @@ def planes(seed: int, count: int, height: int, width: int) -> np.ndarray:
     return np.clip(np.where(rng.random((count, height, width)) < 0.1, 255, smooth), 0, 255).astype(np.uint8)
 
 
+def features_of_sealwatch(plane: np.ndarray) -> np.ndarray:
+    parts = pytest.importorskip("sealwatch.spam").extract(plane)
+    return np.concatenate([parts["straight"], parts["diagonal"]])
+
+
 def test_the_features_are_counted_triples() -> None:
     (plane,) = planes(0, 1, 7, 6)
     expected = [sum(counted(plane, step) for step in steps) / 4 for steps in (STRAIGHT, DIAGONAL)]
@@ -49,12 +58,28 @@ def test_a_ramp_has_one_triple_per_direction() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (40, 31), (64, 64)])
 def test_the_features_are_exactly_those_of_sealwatch(height: int, width: int) -> None:
-    sealwatch = pytest.importorskip("sealwatch.spam")
     given = planes(1, 3, height, width)
-    found = spam(torch.from_numpy(given)).numpy()
-    for plane, row in zip(given, found, strict=True):
-        parts = sealwatch.extract(plane)
-        assert np.array_equal(row, np.concatenate([parts["straight"], parts["diagonal"]]))
+    expected = np.stack([features_of_sealwatch(plane) for plane in given])
+    assert np.array_equal(spam(torch.from_numpy(given)).numpy(), expected)
+
+
+@pytest.mark.slow
+def test_fifty_real_images_have_exactly_the_features_of_sealwatch(data_dir: Path) -> None:
+    """Five images of each class of CIFAR-10, every channel of them."""
+    folders = sorted(path for path in (data_dir / "test").iterdir() if path.is_dir())
+    chosen = [path for folder in folders for path in sorted(folder.glob("*.png"))[:5]]
+    assert len(chosen) == 50
+    given = np.concatenate([np.moveaxis(read_image(path), 2, 0) for path in chosen])
+    expected = np.stack([features_of_sealwatch(np.ascontiguousarray(plane)) for plane in given])
+    assert np.array_equal(spam(torch.from_numpy(given)).numpy(), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_sample_images_have_exactly_the_features_of_sealwatch(path: Path) -> None:
+    given = np.ascontiguousarray(np.moveaxis(read_image(path), 2, 0))
+    expected = np.stack([features_of_sealwatch(plane) for plane in given])
+    assert np.array_equal(spam(torch.from_numpy(given)).numpy(), expected)
 
 
 def test_mirrored_and_turned_planes_have_the_same_features() -> None:
