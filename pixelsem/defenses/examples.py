@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 
 #: Of an image's number and its (height, width): where it may be attacked, bool [height, width].
 RegionOf = Callable[[int, tuple[int, int]], NDArray[np.bool_]]
+
+# More workers than cores are the user's to choose; torch would say so in several lines, for every loader.
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 #: No more workers than this by default: they wait for the network before that.
 _MOST_WORKERS = 8

@@ -48,7 +48,7 @@ def _split(kind: str, train: str = "train", test: str = "test", **more: Any) -> 
 _SETS = (
     *map(_flagged, ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST")),
     _flagged("USPS", classes=10),
-    *map(_split, ("Country211", "DTD", "Flowers102", "Food101", "RenderedSST2", "STL10")),
+    *map(_split, ("Country211", "DTD", "Flowers102", "Food101", "RenderedSST2")),
     _split("FGVCAircraft", "trainval"),
     _split("GTSRB", classes=43),
     _split("ImageNet", test="val", downloads=False),
@@ -56,6 +56,7 @@ _SETS = (
     _split("OxfordIIITPet", "trainval"),
     _split("Places365", "train-standard", "val"),
     _split("StanfordCars", downloads=False),
+    _split("STL10", classes=10),  # names them only where a file with the names is
     _split("SVHN", classes=10),
 )
 
