@@ -30,6 +30,7 @@ from pixelsem.attacks.base import Progress, Searches
 from pixelsem.attacks.registry import ATTACKS
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import read_image
+from pixelsem.metrics.intervals import Rate, rate
 from pixelsem.models import load_classifier
 from pixelsem.models.classifier import Classifier
 from pixelsem.report.tables import Column, Table
@@ -253,22 +254,27 @@ def peer_version(peer: str) -> str:
     return f"{peer} {version('adversarial-robustness-toolbox' if peer == 'ART' else peer)}"
 
 
+def share_of(share: float, images: int) -> Rate | None:
+    """Return a share of so many images with its 95 % Wilson interval."""
+    return rate(round(share * images), images)
+
+
 def make_table(rows: Sequence[Row]) -> Table:
     """Return the results for people."""
     columns = (
         Column("attack", "Attack"),
         Column("peer", "Other side"),
         Column("images", "Images", "count"),
-        Column("success", "Success, pixelsem", "percent", 1),
-        Column("their_success", "Success, other", "percent", 1),
+        Column("success", "Success, pixelsem", "rate"),
+        Column("their_success", "Success, other", "rate"),
         Column("distance", "Distance, pixelsem", "number", 3),
         Column("their_distance", "Distance, other", "number", 3),
         Column("measure", "of"),
         Column("agrees", "Within 3 points and 5 %"),
     )
     cells = [
-        [row["attack"], row["peer"], row["images"], *row["success"], *row["distance"], _MEASURES[row["measure"]],
-         "yes" if row["agrees"] else "differs"]
+        [row["attack"], row["peer"], row["images"], *(share_of(each, row["images"]) for each in row["success"]),
+         *row["distance"], _MEASURES[row["measure"]], "yes" if row["agrees"] else "differs"]
         for row in rows
     ]  # fmt: skip
     notes = [f"{row['attack']}: {row['differs']}." for row in rows if row["differs"]]

@@ -122,14 +122,16 @@ KINDS = {
     "transforms": Kind("Image transforms", "Medians of several runs.", transforms.table),
     "memory": Kind(
         "Memory of the attacks",
-        "The peak of the resident memory of `pixelsem attack NAME`, all images in flight at 224×224.",
+        "The peak of the resident memory of `pixelsem attack NAME`, all images in flight at 224×224. What only makes a "
+        "run longer is cut, where the last column says so: steps, generations or queries; of the exhaustive search the "
+        "region, a square in the middle of each image.",
         memory.make_table,
     ),
     "oracles": Kind(
         "The same attacks by others",
         "Images of CIFAR-10, all of which the bundled AllConv gets right, attacked with the same settings; both "
-        "sides are rounded to 8 bits before they are scored. Distances: L2 in units of 0 to 1, or how many values "
-        "differ, means over the images of which both have changed the class.",
+        "sides are rounded to 8 bits before they are scored. Success with its 95 % Wilson interval. Distances: L2 in "
+        "units of 0 to 1, or how many values differ, means over the images of which both have changed the class.",
         oracles.make_table,
     ),
 }

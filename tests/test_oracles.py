@@ -83,3 +83,16 @@ def test_distances_are_of_images_that_both_change_the_class_of(oracles: ModuleTy
     found = oracles.Found(success, distance)
     assert found.means == (1.0, 2.0)
     assert found.rates == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_rates_have_intervals(oracles: ModuleType) -> None:
+    """Wilson's, by its formula: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n)."""
+    row = {
+        "attack": "FGM", "peer": "ART 1.0", "images": 89, "success": [60 / 89, 1.0], "distance": [0.5, 0.25],
+        "measure": "l2", "agrees": True, "differs": "",
+    }  # fmt: skip
+    (texts,) = oracles.make_table([row]).texts()
+    n, p, z = 89, 60 / 89, 1.959964
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    low, high = (100 * (p + z * z / (2 * n) + end) / (1 + z * z / n) for end in (-half, half))
+    assert texts[2:5] == ["89", f"67.42 % (60/89) [{low:.2f}, {high:.2f}]", "100.00 % (89/89) [95.86, 100.00]"]
