@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import typer
 
 from pixelsem.cli.app import app
+from pixelsem.metrics.intervals import wilson
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = DOCS / "reproduction" / "run.sh"
@@ -44,6 +46,36 @@ def test_the_page_tells_what_the_results_say(file: Path) -> None:
     page = (DOCS / "reproduction.md").read_text()
     for rate in (rate for row in rows_of(file) for rate in rates_of(row)):
         assert f"{100 * rate['rate']:.2f} % ({rate['count']}/{rate['n']})" in page
+
+
+def shown(rate: dict[str, Any]) -> str:
+    """Return a rate as the page has it where it gives an interval."""
+    bounds = f"[{100 * rate['low']:.2f}, {100 * rate['high']:.2f}]"
+    return f"{100 * rate['rate']:.2f} % ({rate['count']}/{rate['n']}) {bounds}"
+
+
+def every_rate(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every rate within a JSON value."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict) and {"rate", "count", "n", "low", "high"} <= value.keys():
+        yield value
+    for part in parts:
+        yield from every_rate(part)
+
+
+@pytest.mark.parametrize("page", ["reproduction.md", "one-pixel-cifar10/README.md"])
+def test_rates_and_intervals_are_those_of_their_counts(page: str) -> None:
+    """Wilson's, or where images are counted several times those of the results."""
+    text = " ".join((DOCS / page).read_text().split())
+    known = {shown(rate) for file in DOCS.rglob("*.json") for rate in every_rate(json.loads(file.read_text()))}
+    found = list(re.finditer(r"([\d.]+) % \((\d+)/(\d+)\)( \[([\d.]+), ([\d.]+)\])?", text))
+    assert len(found) >= 10
+    for match in found:
+        share, count, n = float(match[1]), int(match[2]), int(match[3])
+        assert f"{share:.2f}" == f"{100 * count / n:.2f}", match[0]
+        if match[4] and match[0] not in known:
+            low, high = wilson(count, n)
+            assert [f"{100 * low:.2f}", f"{100 * high:.2f}"] == [match[5], match[6]], match[0]
 
 
 def test_the_page_tells_how_good_masks_are() -> None:

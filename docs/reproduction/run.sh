@@ -235,6 +235,7 @@ qian2021_of() {
     stage $set-lavan attack lavan --steps "$steps" --early-stop "${source[@]}" "${short[@]}"
     if [ "$set" = cifar ]; then few-pixel_stages; beside=("$out/de-same-5"); fi
     result $set-qian2021 distortion "$out"/$set-{cfr,pgd,m-di2-fgsm,cw,jsma,adv-patch,lavan} "${beside[@]}"
+    [ "$set" != nin ] || return 0
     for value in 5 10 20 30; do
         for temperature in 0.01 0.1 1 2; do
             stage $set-cfr-$value-$temperature attack cfr --steps $value --temperature $temperature "${source[@]}" \
