@@ -20,6 +20,7 @@ from pixelsem.attacks.settings_dong2020 import FgmSettings, SaFgmSettings, SaiFg
 from pixelsem.attacks.superpixel_fgm import SuperpixelNoise, superpixel_fast_gradient
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
+from pixelsem.models import load_classifier
 from pixelsem.models.classifier import Classifier
 
 SIZE = 16
@@ -330,3 +331,28 @@ def test_no_gradient_is_much_slower_than_another() -> None:
     fastest = seconds("noise")
     assert seconds("avg") < 10 * fastest
     assert seconds("max") < 10 * fastest
+
+
+def squares(count: int, side: int) -> Searches:
+    """Random images in superpixels of 5×5 pixels, all of them attended."""
+    at = torch.arange(side) // 5
+    searches = Searches.of(known.random_images(count, (side, side)), torch.zeros(count, dtype=torch.int64))
+    maps = (at[:, None] * int(at.max() + 1) + at).expand(count, -1, -1)
+    return dataclasses.replace(searches, superpixels=maps, attention=torch.ones(count, side, side))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["small", "allconv"])
+def test_no_gradient_makes_the_attack_much_slower(network: str) -> None:
+    """All of SAI-FGM on eight images, the best of three rounds in turns; a small network hides nothing."""
+    classifier = curved() if network == "small" else load_classifier("allconv")
+    searches, steps = (squares(8, SIZE), 100) if network == "small" else (squares(8, 32), 10)
+    ways = ("noise", "avg", "max")
+
+    def seconds(way: str) -> float:
+        return timeit.timeit(lambda: attack("sai-fgm", classifier, searches, steps=steps, gradient=way), number=1)
+
+    seconds("noise")  # what is done once is no part of it
+    taken = [[seconds(way) for way in ways] for _ in range(3)]
+    best = [min(times) for times in zip(*taken, strict=True)]
+    assert max(best) < 3 * min(best), dict(zip(ways, best, strict=True))
