@@ -12,7 +12,7 @@ from pixelsem.attacks.base import Outcome, Progress, Searches
 from pixelsem.attacks.pgd import Ascent
 from pixelsem.attacks.settings_qian2021 import MDi2FgmSettings
 from pixelsem.errors import ModelError, PixelsemError
-from pixelsem.fitness.evaluator import Evaluator, LossAndGradient
+from pixelsem.fitness.evaluator import Evaluator, LossAndGradient, Render
 
 
 def diverse_inputs(
@@ -39,8 +39,10 @@ class _DiverseAscent(Ascent):
         self._horizontal = Resizing(width, settings.resize_rate)
         # Of each step: whether to resize at all, the size, the place from the top and from the left.
         drawn = np.stack([each.random((settings.steps, 4)) for each in searches.generators])
-        self._drawn = torch.from_numpy(drawn).to(torch.float32)
-        self._diverse = self._drawn[..., 0] < settings.probability
+        on_host = torch.from_numpy(drawn).to(torch.float32)
+        self._diverse = on_host[..., 0] < settings.probability  # of each search, on the CPU
+        self._drawn = on_host[..., 1:].to(evaluator.device)  # of each row
+        self._plan()
         if settings.resize_rate > 1 and settings.probability > 0:
             self._check_model()
 
@@ -60,31 +62,38 @@ class _DiverseAscent(Ascent):
     def keep(self, which: Tensor) -> None:
         """Drop every row that bool [n] ``which`` does not mark."""
         super().keep(which)
-        self._gathered = self._gathered[which]
+        self._gathered, self._drawn = self._gathered[which], self._drawn[which]
+        self._plan()
+
+    def _plan(self) -> None:
+        """Order the rows for every step, resized ones first; all at once, so that no step waits for the device."""
+        diverse = self._diverse[self.rows.search].T
+        order = diverse.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        self._resized: list[int] = diverse.sum(1).tolist()
+        self._order, self._back = (each.to(self._drawn.device) for each in (order, order.argsort(dim=1)))
 
     def _differentiate(self, images: Tensor) -> LossAndGradient:
         """Return losses, gradients and logits of all rows: resized ones and others, whose sizes may differ."""
-        diverse = self._diverse[self.rows.search, self.step]
-        rows = [part.nonzero()[:, 0] for part in (diverse, ~diverse)]
-        parts = [self._of_part(images, part, bool(diverse[part[0]])) for part in rows if len(part)]
-        order = torch.cat(rows).argsort().to(images.device)
-        return LossAndGradient(*(torch.cat(each)[order] for each in zip(*parts, strict=True)))
+        count = self._resized[self.step]
+        resized, plain = self._order[self.step, :count], self._order[self.step, count:]
+        parts = [self._of_resized(images, resized)] if len(resized) else []
+        parts += [self._of_part(images, plain)] if len(plain) else []
+        return LossAndGradient(*(torch.cat(each)[self._back[self.step]] for each in zip(*parts, strict=True)))
 
-    def _of_part(self, images: Tensor, rows: Tensor, resized: bool) -> LossAndGradient:
-        own = rows.to(images.device)
-
-        def loss(logits: Tensor, index: Tensor) -> Tensor:
-            return self.rows.log_odds(logits, own[index])
-
-        if not resized:
-            return self.evaluator.loss_and_gradient(images[own], loss)
-        _, size, top, left = self._drawn[self.rows.search[rows], self.step].to(images.device).unbind(1)
+    def _of_resized(self, images: Tensor, rows: Tensor) -> LossAndGradient:
+        size, top, left = self._drawn[rows, self.step].unbind(1)
         vertical, horizontal = self._vertical.matrices(size, top), self._horizontal.matrices(size, left)
 
         def render(part: Tensor, index: Tensor) -> Tensor:
             return vertical[index, None] @ part @ horizontal[index, None].mT
 
-        return self.evaluator.loss_and_gradient(images[own], loss, render)
+        return self._of_part(images, rows, render)
+
+    def _of_part(self, images: Tensor, rows: Tensor, render: Render | None = None) -> LossAndGradient:
+        def loss(logits: Tensor, index: Tensor) -> Tensor:
+            return self.rows.log_odds(logits, rows[index])
+
+        return self.evaluator.loss_and_gradient(images[rows], loss, render)
 
     def _check_model(self) -> None:
         size = (self._vertical.padded, self._horizontal.padded)

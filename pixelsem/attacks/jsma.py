@@ -30,6 +30,10 @@ def saliency_map(
     A search ends where its image is a hit and still is when rounded to 8 bits, where no pair is left, or after
     ⌊Υ·3HW/2⌋ steps. The history has ``pairs``, int32 [steps, 2], each value's place in the flattened [3, H, W], and
     ``loss``, float32 [steps + 1], log((1 − p)/p) of the class aimed at, before each step and at the end.
+
+    Unlike those of the other attacks, its steps wait for the device: searches that are over, which is most of them
+    long before the last step, are dropped at once, and of the pairs only the few that can be the best are looked at
+    (:func:`best_pairs`). Both save far more than the waiting costs, and both need to know how many are left.
     """
     progress = progress or Progress()
     run = _Run(searches, evaluator, settings)

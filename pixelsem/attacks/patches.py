@@ -169,13 +169,13 @@ class _Run:
         if not done.any():
             return []
         own = done.to(self._best.device)
-        losses = torch.stack(self._losses, 1)[own]
-        outcomes = _outcomes(self._rows, self._placement, self._written(), losses, own)
+        losses = torch.stack(self._losses, 1)
+        outcomes = _outcomes(self._rows, self._placement, self._written(), losses[own], own)
         self._rows.keep(~own)
         self._placement.keep(~own)
         self._trainer.keep(~own)
         self._best, self._margin = self._best[~own], self._margin[~own]
-        self._losses = [loss[~own] for loss in self._losses]
+        self._losses = list(losses[~own].unbind(1))
         return outcomes
 
 
