@@ -31,9 +31,9 @@ def saliency_map(
     ⌊Υ·3HW/2⌋ steps. The history has ``pairs``, int32 [steps, 2], each value's place in the flattened [3, H, W], and
     ``loss``, float32 [steps + 1], log((1 − p)/p) of the class aimed at, before each step and at the end.
 
-    Unlike those of the other attacks, its steps wait for the device: searches that are over, which is most of them
-    long before the last step, are dropped at once, and of the pairs only the few that can be the best are looked at
-    (:func:`best_pairs`). Both save far more than the waiting costs, and both need to know how many are left.
+    Unlike those of other attacks that run all of their steps, these wait for the device: searches that are over are
+    dropped at once, so that only the others go through the network, and of the M² pairs only those of a few values
+    are looked at (:func:`best_pairs`). The host must know how many there are left of both.
     """
     progress = progress or Progress()
     run = _Run(searches, evaluator, settings)
