@@ -175,7 +175,7 @@ class OnTheFly:
 
     def contents(self) -> Iterator[bytes]:
         """Yield a line per image and how they are read."""
-        yield f"{self.reading.resize} {self.reading.min_area:g}\n".encode()
+        yield f"{self.reading.resize} {self.reading.min_area}\n".encode()
         for entry in self.pictures.entries():
             yield f"{entry}\n".encode()
 
@@ -209,7 +209,7 @@ class OnTheFly:
                 regions = None if regions is None else regions.to(device)
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), regions
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
                 raise
             advice = "give fewer --workers (0: none), or more room in /dev/shm"
             raise WorkerError(f"reading {self.pictures.where}: {first_line(error)}; {advice}") from error
