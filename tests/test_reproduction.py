@@ -41,7 +41,7 @@ def rates_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [row[name] for name in ("asr", "after", "detected", "untargeted1") if row.get(name)]
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_the_page_tells_what_the_results_say(file: Path) -> None:
     page = (DOCS / "reproduction.md").read_text()
     for rate in (rate for row in rows_of(file) for rate in rates_of(row)):
@@ -78,9 +78,15 @@ def test_rates_and_intervals_are_those_of_their_counts(page: str) -> None:
             assert [f"{100 * low:.2f}", f"{100 * high:.2f}"] == [match[5], match[6]], match[0]
 
 
+def test_results_are_where_the_script_makes_them() -> None:
+    made = set(re.findall(r"^ *result (\S+)", SCRIPT.read_text(), re.MULTILINE))
+    names = {name.replace("$set", which) for name in made for which in ("cifar", "nin", "photos")}
+    assert {folder.name for folder in RESULTS.iterdir()} - {"masks"} <= names
+
+
 def test_the_page_tells_how_good_masks_are() -> None:
     page = (DOCS / "reproduction.md").read_text()
-    for row in rows_of(RESULTS / "masks.json"):
+    for row in rows_of(RESULTS / "masks" / "masks.json"):
         assert f"{row['iou']:.3f} [{row['iou_low']:.3f}, {row['iou_high']:.3f}] | {row['max_f']:.3f}" in page
 
 
