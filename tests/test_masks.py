@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ def test_mask_folder_matches_by_stem(tmp_path: Path, file: str) -> None:
     assert entry is not None
     assert (entry.path, entry.kind, entry.flags) == (tmp_path / file, "binary", ())
     assert (region_of(entry.values, entry.kind, "foreground") == disc()).all()
-    assert source.find("dog/a.jpg") is None
-    assert source.find("a.jpg") is None
+    assert "cat/a.jpg" in source
+    for other in ("dog/a.jpg", "a.jpg"):
+        assert source.find(other) is None
+        assert other not in source
 
 
 def test_mask_folder_tells_equal_stems_apart_by_the_whole_name(tmp_path: Path) -> None:
@@ -160,6 +163,10 @@ def test_stage_of_masks(tmp_path: Path) -> None:
     assert entry is not None
     assert (entry.kind, entry.flags) == ("binary", ("degenerate-foreground: x",))
     assert source.find("b.jpg") is None
+    assert "a.jpg" in source
+    assert "b.jpg" not in source
+    sent = pickle.loads(pickle.dumps(source)).find("a.jpg")  # as to a worker
+    assert (sent.path, sent.kind, sent.flags) == (entry.path, entry.kind, entry.flags)
     (stage.path / "masks/a.png").unlink()
     with pytest.raises(InputError, match="no such file"):
         source.find("a.jpg")

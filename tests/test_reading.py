@@ -355,6 +355,7 @@ def test_where_a_photo_is_attacked_goes_with_its_crop(photos: Path) -> None:
     regions = RegionReader(MaskSource.open(Path("masks")), "foreground", train_set.ids())
     nearest = Preprocessing((8, 8), 8, interpolation="nearest")
     examples = OnTheFly(train_set, nearest, ReadingSettings(workers=2, resize="squash"), regions)
+    assert same(drawn(pickle.loads(pickle.dumps(examples))), drawn(examples))  # where workers are not forks
     for images, _, where in [*drawn(examples), *examples.batches(10, CPU)]:
         assert where is not None
         assert torch.equal(where, images[:, 0] == 200)

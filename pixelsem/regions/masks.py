@@ -81,6 +81,10 @@ class _StageMasks(MaskSource):
         self._stage = Stage.open(path)
         self._records: dict[str, SegmentRecord] = {record.id: record for record in self._stage.segment_records()}
 
+    def __reduce__(self) -> tuple[type[_StageMasks], tuple[Path]]:
+        """Let another process open the stage for itself: an open one cannot be sent there."""
+        return _StageMasks, (self.path,)
+
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._records
 
