@@ -42,7 +42,7 @@ class Style:
     hatch: str = ""
 
 
-#: Okabe and Ito's colours; the foreground's is dark and the background's light, so that the two differ in grey.
+#: Okabe and Ito's colours (and, last, a brown); the foreground's is dark and the background's light, so that the two differ in grey.
 REGION_STYLES: Mapping[str, Style] = {
     "original": Style(QUIET, "-", "o", ""),
     "foreground": Style("#0072B2", (0, (6, 2)), "s", "///"),
@@ -54,6 +54,8 @@ _OTHER_STYLES = (
     Style("#CC79A7", (0, (3, 1)), "v", "xxx"),
     Style("#56B4E9", (0, (9, 3)), "P", "--"),
     Style("#D55E00", (0, (6, 2, 1.5, 2, 1.5, 2)), "X", "++"),
+    Style("#1A1A1A", (0, (1, 1.2)), "*", "oo"),
+    Style("#8C6D46", (0, (4, 1.5, 1, 1.5)), "p", "**"),
 )
 
 #: Any names that are no regions, in turn: the strongest contrasts first.
