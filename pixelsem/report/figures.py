@@ -42,7 +42,8 @@ class Style:
     hatch: str = ""
 
 
-#: Okabe and Ito's colours (and, last, a brown); the foreground's is dark and the background's light, so that the two differ in grey.
+#: Okabe and Ito's colours (the last is a brown); the foreground's is dark and the background's light, so that the two
+#: differ in grey.
 REGION_STYLES: Mapping[str, Style] = {
     "original": Style(QUIET, "-", "o", ""),
     "foreground": Style("#0072B2", (0, (6, 2)), "s", "///"),
