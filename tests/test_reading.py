@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -238,6 +239,24 @@ def test_a_worker_that_dies_is_told() -> None:
         list(on_the_fly(Deadly(8), 1).batches(2, CPU))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(11, "Resource temporarily unavailable"),
+        RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(self: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+    with pytest.raises(WorkerError, match=r"reading photos: .*give fewer --workers"):
+        list(on_the_fly(Photos(8), 2).batches(2, CPU))
+    assert len(list(on_the_fly(Photos(8)).batches(2, CPU))) == 4
+
+
 # Training
 
 
@@ -368,6 +387,28 @@ def test_a_photo_that_cannot_be_read_ends_it_with_one_line(photos: Path, workers
     result = defend("--data", "photos", "--workers", workers, code=1, options=[*PLAIN, "-q"])
     (line,) = result.stderr.splitlines()
     assert line.startswith("pixelsem: photos/train/red/9.png: ")
+
+
+def test_a_picture_in_no_class_is_told(photos: Path) -> None:
+    (photos / "train/red/9.png").rename(photos / "train/9.png")
+    told = "photos/train/9.png: in no folder of a class; expected train/CLASS/… (ImageFolder)"
+    assert defend("--data", "photos", code=2).stderr == f"pixelsem: {told}\n"
+
+
+def test_a_single_class_is_refused(photos: Path) -> None:
+    for split in ("train", "val"):
+        shutil.rmtree(photos / split / "blue")
+    result = defend("--data", "photos", code=2)
+    assert result.stderr == "pixelsem: photos/train: holds one class, red; a classifier needs two or more\n"
+
+
+@pytest.mark.parametrize("linked", [("red",), ("red", "blue")])
+def test_a_class_that_is_a_link_is_told(photos: Path, linked: tuple[str, ...]) -> None:
+    for name in linked:
+        (photos / "train" / name).rename(photos.parent / name)
+        (photos / "train" / name).symlink_to(photos.parent / name)
+    told = f"photos/train/{min(linked)}: a link to a folder, which is not followed; link its files, or copy it"
+    assert defend("--data", "photos", code=2).stderr == f"pixelsem: {told}\n"
 
 
 def test_crops_of_the_other_kind_are_refused(photos: Path) -> None:

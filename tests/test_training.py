@@ -320,7 +320,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no images": (lambda data: [path.unlink() for path in data.rglob("train/*/*.png")], r"train: no images"),
     "images without class": (
         lambda data: write_image(data / "train/0.png", np.zeros((SIDE, SIDE, 3), np.uint8)),
-        r"train/0\.png: its top folder is none of the classes",
+        r"train/0\.png: in no folder of a class; expected train/CLASS",
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,24 +86,21 @@ class FolderPictures(Pictures):
     def __init__(self, root: Path, class_names: tuple[str, ...] | None = None) -> None:
         """``class_names`` fixes the order of the classes; by default it is alphabetical.
 
-        Raises :class:`PixelsemError` for a folder without images, a class without any, and an unknown class.
+        Raises :class:`PixelsemError` for a folder without images, an image in no class or in an unknown one, a class
+        without images, and a single class.
         """
         self._root = root
         self._files = [path.relative_to(root).as_posix() for path in list_images(root)]
         folders = _folders(root)
-        names = class_names or folders
-        super().__init__(str(root), names)
-        if not self._files:
+        super().__init__(str(root), class_names or folders)
+        if not self._files and not any((root / name).is_symlink() for name in folders):
             raise PixelsemError(f"{root}: no images; expected sub-folders named after the classes")
-        numbers = {name: number for number, name in enumerate(names)}
-        tops = [name.partition("/")[0] for name in self._files]
-        unknown = next((name for name, top in zip(self._files, tops, strict=True) if top not in numbers), None)
-        if unknown is not None:
-            raise PixelsemError(f"{root / unknown}: its top folder is none of the classes {_shown(names)}")
-        used = set(tops)
-        empty = next((name for name in folders if name not in used), None)
-        if empty is not None:
-            raise PixelsemError(f"{root / empty}: a class without images; fill it or remove it")
+        tops = [name.rpartition("/")[0].partition("/")[0] for name in self._files]
+        _check_classes(root, self._files, tops, self.class_names)
+        _check_filled(root, folders, set(tops))
+        if len(self.class_names) == 1:
+            raise PixelsemError(f"{root}: holds one class, {self.class_names[0]}; a classifier needs two or more")
+        numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = [numbers[top] for top in tops]
 
     def __len__(self) -> int:
@@ -129,6 +126,26 @@ class FolderPictures(Pictures):
 
 def _folders(root: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def _check_classes(root: Path, files: Sequence[str], tops: Sequence[str], names: tuple[str, ...]) -> None:
+    """Raise :class:`PixelsemError` for one of the ``files`` whose top folder, ``""`` for none, is no class."""
+    known = set(names)
+    for name, top in zip(files, tops, strict=True):
+        if not top:
+            raise PixelsemError(f"{root / name}: in no folder of a class; expected {root.name}/CLASS/… (ImageFolder)")
+        if top not in known:
+            raise PixelsemError(f"{root / name}: its top folder is none of the classes {_shown(names)}")
+
+
+def _check_filled(root: Path, folders: Sequence[str], used: Set[str]) -> None:
+    """Raise :class:`PixelsemError` for a folder that none of the images is in."""
+    empty = next((name for name in folders if name not in used), None)
+    if empty is None:
+        return
+    if (root / empty).is_symlink():
+        raise PixelsemError(f"{root / empty}: a link to a folder, which is not followed; link its files, or copy it")
+    raise PixelsemError(f"{root / empty}: a class without images; fill it or remove it")
 
 
 def _shown(names: tuple[str, ...]) -> str:

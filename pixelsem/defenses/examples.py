@@ -208,11 +208,21 @@ class OnTheFly:
                 images, labels, regions = batch
                 regions = None if regions is None else regions.to(device)
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True), regions
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
+        except (RuntimeError, OSError) as error:
+            if not workers or not _is_of_workers(error):
                 raise
             advice = "give fewer --workers (0: none), or more room in /dev/shm"
             raise WorkerError(f"reading {self.pictures.where}: {first_line(error)}; {advice}") from error
+
+
+#: What torch says of workers that it cannot hear any more, besides that one has ended.
+_NO_ROOM = ("shared memory", "Too many open files", "ancdata")
+
+
+def _is_of_workers(error: RuntimeError | OSError) -> bool:
+    """Is an error that workers could not be started, ended, or had no room to hand their batches over?"""
+    told = str(error)
+    return isinstance(error, OSError) or told.startswith("DataLoader worker") or any(each in told for each in _NO_ROOM)
 
 
 class _Prepared(Dataset[_Example | PixelsemError]):
