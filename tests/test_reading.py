@@ -27,7 +27,7 @@ from torch import Tensor
 from pixelsem.defenses import data as data_module
 from pixelsem.defenses.crops import Crop, draw_crop
 from pixelsem.defenses.data import Pictures, open_folders
-from pixelsem.defenses.examples import Batch, OnTheFly
+from pixelsem.defenses.examples import Batch, InMemory, OnTheFly
 from pixelsem.defenses.settings import ReadingSettings, TrainSettings
 from pixelsem.defenses.torchvision_data import SETS, open_torchvision
 from pixelsem.defenses.training import train
@@ -237,6 +237,14 @@ def test_a_worker_that_dies_is_told() -> None:
     here = os.getpid()
     with pytest.raises(WorkerError, match=r"reading photos: DataLoader worker.*give fewer --workers"):
         list(on_the_fly(Deadly(8), 1).batches(2, CPU))
+
+
+def test_images_in_memory_are_told_from_others_without_a_second_copy() -> None:
+    images = torch.randint(256, (2500, 3, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.arange(2500)
+    pieces = list(InMemory(images, labels).contents())
+    assert b"".join(pieces) == images.numpy().tobytes() + labels.numpy().tobytes()
+    assert max(map(len, pieces[:-1])) <= images.numel() / 2
 
 
 @pytest.mark.parametrize(

@@ -65,19 +65,20 @@ class Pictures(ABC):
         count = len(self)
         if count * 3 * size[0] * size[1] > _LIMIT or self.read(0)[0].shape[:2] != size:
             return None
-        pixels, labels = np.empty((count, *size, 3), np.uint8), np.empty(count, np.int64)
+        # Channels first from the start: a second copy may be as large as memory allows.
+        pixels, labels = np.empty((count, 3, *size), np.uint8), np.empty(count, np.int64)
 
         def place(index: int) -> bool:
             image, labels[index] = self.read(index)
             if fits := image.shape[:2] == size:
-                pixels[index] = image
+                pixels[index] = image.transpose(2, 0, 1)
             return fits
 
         with ThreadPoolExecutor() as pool:
             for part in iter_chunks(count, _CHUNK):
                 if not all(pool.map(place, range(count)[part])):
                     return None
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+        return torch.from_numpy(pixels), torch.from_numpy(labels)
 
 
 class FolderPictures(Pictures):

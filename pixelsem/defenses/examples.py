@@ -35,6 +35,9 @@ RegionOf = Callable[[int, tuple[int, int]], NDArray[np.bool_]]
 # More workers than cores are the user's to choose; torch would say so in several lines, for every loader.
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
+#: Images in memory that are turned into bytes at a time.
+_PART = 1024
+
 #: No more workers than this by default: they wait for the network before that.
 _MOST_WORKERS = 8
 
@@ -96,8 +99,9 @@ class InMemory:
             yield part._taken(slice(start, start + size))._on(device)
 
     def contents(self) -> Iterator[bytes]:
-        """Yield the images and labels themselves."""
-        yield self.images.numpy().tobytes()
+        """Yield the images and labels themselves, a few at a time: they may fill half of the memory."""
+        for part in self.images.split(_PART):
+            yield part.numpy().tobytes()
         yield self.labels.numpy().tobytes()
 
     def _taken(self, chosen: Tensor | slice) -> InMemory:
