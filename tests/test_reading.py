@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pixelsem.defenses import data as data_module
 from pixelsem.defenses.crops import Crop, draw_crop
-from pixelsem.defenses.data import Pictures, open_folders
+from pixelsem.defenses.data import Pictures, find_split, open_folders
 from pixelsem.defenses.examples import Batch, InMemory, OnTheFly
 from pixelsem.defenses.settings import ReadingSettings, TrainSettings
 from pixelsem.defenses.torchvision_data import SETS, open_torchvision
@@ -615,3 +615,15 @@ def test_torchvision_takes_what_it_is_told(name: str) -> None:
     for split in (known.train, known.test):
         signature.bind("root", **split, **({"download": True} if known.downloads else {}))
     assert known.train != known.test
+
+
+def test_images_that_nobody_labelled_are_not_what_is_tested_on(tmp_path: Path) -> None:
+    """As below ILSVRC: ``test`` holds images, ``val`` folders of classes."""
+    (tmp_path / "test").mkdir()
+    write_image(tmp_path / "test" / "1.png", np.zeros((8, 8, 3), np.uint8))
+    assert find_split(tmp_path, "test") == tmp_path / "test"
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    assert find_split(tmp_path, "test") == tmp_path / "val"
+    (tmp_path / "test" / "cat").mkdir()
+    assert find_split(tmp_path, "test") == tmp_path / "test"
+    assert find_split(tmp_path, "train") is None

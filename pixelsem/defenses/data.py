@@ -155,9 +155,14 @@ def _shown(names: tuple[str, ...]) -> str:
 
 
 def find_split(root: Path, split: str) -> Path | None:
-    """Return ``root/split`` where it exists (``val`` and ``validation`` stand for ``test``), else None."""
+    """Return ``root/split`` where it exists (``val`` and ``validation`` stand for ``test``), else None.
+
+    One with folders of classes goes before one without: ILSVRC's ``test`` has images alone, which nobody labelled.
+    """
     names = ("test", "val", "validation") if split == "test" else (split,)
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    found = [root / name for name in names if (root / name).is_dir()]
+    with_classes = [folder for folder in found if any(entry.is_dir() for entry in folder.iterdir())]
+    return next(iter(with_classes or found), None)
 
 
 def open_folders(root: Path) -> tuple[Pictures, Pictures]:
