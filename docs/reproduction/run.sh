@@ -75,10 +75,10 @@ mkdir -p "$out"
 
 if [ -n "$quick" ]; then
     small=(20 5 50 10 10 500 50 20)
-    photo_count=20 epochs=1 tested='--sample 200'
+    photo_count=20 epochs=1 tested='--sample 200' subspace='--subspace 200'
 else
     small=(100 10 400 700 100 10000 1000 100)
-    photo_count=200 epochs=12 tested=
+    photo_count=200 epochs=12 tested='' subspace=''
 fi
 images=${images:-${small[0]}} few=${few:-${small[1]}} more=${more:-${small[3]}} queries=${queries:-${small[5]}}
 steps=${steps:-${small[6]}} srm=${srm:-${small[7]}}
@@ -315,7 +315,7 @@ detection() {
     stage detector-de-1 defend detect train "$out/detection-de-1" --attempts
     result detection detection "${made[@]}" "$out/detector-de-1"
     for name in fgm i-fgm sai-fgm; do
-        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample "$srm"
+        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample "$srm" $subspace
     done
     result detection-srm detection "$out"/detector-srm-{fgm,i-fgm,sai-fgm}
     [ -z "$cifar" ] || cifar_detection
