@@ -35,6 +35,27 @@ def test_a_discriminant_points_where_sklearns_does() -> None:
     assert own <= theirs
 
 
+@pytest.mark.parametrize("count", [1, 5, 20, 21, 40])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
+def test_a_discriminant_is_that_of_the_formula_with_few_images_and_many(count: int, ridge: float) -> None:
+    """With 20 images of each class the rows are as many as the 40 features; some images are there twice."""
+    rng = np.random.default_rng(count)
+    negative, positive = rng.normal(size=(2, count, 40)) + np.array([0.0, 0.5])[:, None, None]
+    negative[0] = negative[-1]
+    weights, _ = fit_discriminant(negative, positive, ridge)
+    within = (np.cov(negative.T, bias=True) + np.cov(positive.T, bias=True)) / 2
+    expected = np.linalg.solve(within + ridge * np.eye(40), positive.mean(0) - negative.mean(0))
+    np.testing.assert_allclose(weights, expected / np.linalg.norm(expected), atol=1e-8)
+
+
+def test_the_search_ends_where_nothing_is_left_to_gain() -> None:
+    """Classes far apart are told apart by the first subspace; the larger ones could only be as good."""
+    tried: list[tuple[int, float]] = []
+    train_ensemble(pairs(9.0, 12, 3000), EnsembleSettings(), lambda size, _, error: tried.append((size, error)))
+    assert tried[0] == (200, 0.0)
+    assert max(size for size, _ in tried) <= 300
+
+
 def test_an_ensemble_of_one_is_that_discriminant_with_sklearns_ridge() -> None:
     discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
     data = pairs(0.3, 300, 8)

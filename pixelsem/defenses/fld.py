@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.sparse import csr_array
 
 from pixelsem.defenses.settings_detection import EnsembleSettings
@@ -31,6 +31,9 @@ FEWEST_IMAGES = 4
 
 #: A feature whose standard deviation is less than this share of its mean does not vary, but for rounding.
 _NO_SPREAD = 1e-9
+
+#: Directions in which images vary by less than this share of the most, in variance, are those that they do not span.
+_SPANNED = 1e-12
 
 #: The search for the subspace's size (their Algorithm 2): first step, and the error that a finer step must gain.
 _FIRST_STEP, _WORTH = 200, 0.02
@@ -83,17 +86,38 @@ def fit_discriminant(negative: Array, positive: Array, ridge: float) -> tuple[Ar
     the widest gap where several do.
     """
     means = negative.mean(0), positive.mean(0)
-    within = (_covariance(negative, means[0]) + _covariance(positive, means[1])) / 2
-    within[np.diag_indices_from(within)] += ridge
-    weights = cho_solve(cho_factor(within, overwrite_a=True, check_finite=False), means[1] - means[0])
+    sides = zip((negative, positive), means, strict=True)
+    # Their products are the mean of the covariances.
+    centred = np.concatenate([(rows - mean) / np.sqrt(2 * len(rows)) for rows, mean in sides])
+    solve = _solve if centred.shape[0] >= centred.shape[1] else _solve_wide
+    weights = solve(centred, means[1] - means[0], ridge)
     length = np.linalg.norm(weights)
     weights = weights / length if length > 0 else weights
     return weights, best_threshold(negative @ weights, positive @ weights)
 
 
-def _covariance(rows: Array, mean: Array) -> Array:
-    centred = rows - mean
-    return centred.T @ centred / len(rows)
+def _solve(centred: Array, difference: Array, ridge: float) -> Array:
+    """Return (AᵀA + ridge·I)⁻¹ b, float64 [d], A being ``centred`` [N, d] and b ``difference`` [d]."""
+    within = centred.T @ centred
+    within[np.diag_indices_from(within)] += ridge
+    solved: Array = cho_solve(cho_factor(within, overwrite_a=True, check_finite=False), difference)
+    return solved
+
+
+def _solve_wide(centred: Array, difference: Array, ridge: float) -> Array:
+    """Return the same where there are fewer rows than features, without a d×d matrix.
+
+    Outside of what the rows span, AᵀA is zero and only the ridge counts.
+    """
+    values, vectors = eigh(centred @ centred.T, check_finite=False)
+    spanned = values > _SPANNED * values[-1]
+    values = values[spanned]
+    basis = centred.T @ (vectors[:, spanned] / np.sqrt(values))
+    inside = basis.T @ difference
+    outside = difference - basis @ inside
+    outside -= basis @ (basis.T @ outside)  # what rounding left inside would be divided by the ridge
+    solved: Array = basis @ (inside / (values + ridge)) + outside / ridge
+    return solved
 
 
 def best_threshold(negative: Array, positive: Array) -> float:
@@ -173,7 +197,8 @@ class _Trainer:
         most = len(self._live)
         step = min(_FIRST_STEP, max(1, most // 2))
         size = step
-        while size < most and self._error(size) <= self._least() + _WORTH * self._least():
+        # Of sizes without any error the smallest is the best: none beyond the first is looked at.
+        while size < most and 0 < self._error(size) <= self._least() + _WORTH * self._least():
             size += step
         best = self._best()
         while step > 1:
