@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
@@ -38,6 +39,15 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, _cache: Path) -> None:
     for name in ("PIXELSEM_RUN", "FORCE_COLOR", "_PIXELSEM_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch sum in one order only, and not wait for other threads on images this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,10 @@ from pixelsem.stage import open_stage
 
 __all__ = ["data"]  # a fixture
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 8
 FAST: dict[str, Any] = {"method": "fast", "robust_sample": 20, "robust_steps": 3}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:

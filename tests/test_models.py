@@ -36,7 +36,7 @@ from pixelsem.models import (
 from pixelsem.models.checkpoints import fit_state
 from pixelsem.models.registry import ARCHITECTURES, CIFAR10_CLASSES, Architecture, build_network, untrained
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Preprocessing((8, 8), 8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 

@@ -35,19 +35,13 @@ from pixelsem.models.inputs import fit_image
 from pixelsem.records import EpochRecord
 from pixelsem.stage import open_stage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INPUT = Preprocessing((8, 8), 9)
 
 #: The options of the tiny network, without those of images in memory.
 PLAIN = [option for option in TINY if option not in ("--crop", "1")]
 SIZES = [(13, 17), (9, 30), (24, 11), (8, 8), (40, 40), (8, 9), (31, 12)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Photos(Pictures):

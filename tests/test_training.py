@@ -28,6 +28,8 @@ from pixelsem.models import Classifier, Preprocessing, load_classifier
 from pixelsem.records import EpochRecord
 from pixelsem.stage import open_stage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 8
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"epochs": 3, "batch": 8, "crop": 1, "lr": 0.05, "precision": "fp32"}
@@ -85,15 +87,6 @@ def epochs(
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
     one, two = first.state_dict(), second.state_dict()
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Sums in one order only, and no waiting for other threads on images this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # The loop
@@ -495,6 +488,7 @@ def test_another_run_there_is_refused(data: Path) -> None:
         (["--epochs", "0"], "--epochs"),
         (["--method", "magic"], "--method"),
         (["--min-area", "0.5"], "--min-area goes with images of other sizes than the model's input size"),
+        (["--workers", "2"], "--workers goes with images of other sizes than the model's input size"),
         (["--resize", "squash"], "--resize goes with images of other sizes than the model's input size"),
         (["--download"], "--data-root and --download go with --data torchvision:NAME"),
         (["--device", "abacus"], "--device"),

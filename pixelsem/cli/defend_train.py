@@ -227,8 +227,10 @@ def _refuse_idle(context: typer.Context, train_set: Examples, test_set: Examples
     """Raise :class:`PixelsemError` for an option on the command line that these images leave without effect."""
     from pixelsem.defenses.examples import OnTheFly
 
-    idle = ["crop"] if isinstance(train_set, OnTheFly) else ["min_area"]
-    idle += [] if isinstance(test_set, OnTheFly) else ["resize"]
+    trains, tests = isinstance(train_set, OnTheFly), isinstance(test_set, OnTheFly)
+    idle = ["crop"] if trains else ["min_area"]
+    idle += [] if tests else ["resize"]
+    idle += [] if trains or tests else ["workers"]
     for name in idle:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from math import prod
 from statistics import fmean, median
 
 import torch
@@ -91,15 +93,16 @@ def _blurred(stacked: Tensor) -> Tensor:
 
     As products with two banded matrices: PyTorch has no quick convolution of float64 planes on a CPU.
     """
-    rows, columns = (_band(size, stacked) for size in stacked.shape[3:])
+    rows, columns = (_band(size, stacked.device) for size in stacked.shape[3:])
     return rows @ (stacked @ columns.T)
 
 
-def _band(size: int, like: Tensor) -> Tensor:
-    """Return the window's weights at every place where it fits into ``size`` pixels: [size - 10, size]."""
-    places = torch.arange(size - WINDOW + 1, device=like.device)[:, None]
-    offsets = torch.arange(size, device=like.device) - places - WINDOW // 2
-    weights = torch.exp(-(offsets**2).to(like.dtype) / (2 * SIGMA**2)) * (offsets.abs() <= WINDOW // 2)
+@lru_cache(maxsize=8)
+def _band(size: int, device: torch.device) -> Tensor:
+    """Return the window's weights at every place where it fits into ``size`` pixels: float64 [size - 10, size]."""
+    places = torch.arange(size - WINDOW + 1, device=device)[:, None]
+    offsets = torch.arange(size, device=device) - places - WINDOW // 2
+    weights = torch.exp(-(offsets.double() ** 2) / (2 * SIGMA**2)) * (offsets.abs() <= WINDOW // 2)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -125,7 +128,7 @@ def measure(clean: Tensor, attacked: Tensor) -> list[Distortion]:
         raise ValueError(
             f"two batches [N, 3, H, W] of one shape are needed, not {[*clean.shape]} and {[*attacked.shape]}"
         )
-    few = max(1, _VALUES // max(1, clean[0].numel())) if len(clean) else 1
+    few = max(1, _VALUES // max(1, prod(clean.shape[1:])))
     return [one for pairs in zip(clean.split(few), attacked.split(few), strict=True) for one in _measure(*pairs)]
 
 
