@@ -27,6 +27,14 @@ Finished = subprocess.CompletedProcess[str]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
+def problem(result: Result) -> str:
+    """Return the one line on stderr of a command that ended with a problem."""
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
 @pytest.fixture(scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

@@ -14,7 +14,7 @@ from pixelsem.cli.app import app
 from pixelsem.images import write_image
 from pixelsem.stage import Stage
 
-#: Which colour is the brightest? A model that takes no time.
+#: Which colour is the brightest? A model that takes no time, and exact, whatever is in the batch.
 MODEL = """
 import torch
 from torch import nn

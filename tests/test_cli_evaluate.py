@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import typer
 from attack_stages import info, record, write_stage
+from conftest import problem
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -46,14 +47,6 @@ def call(tmp_path, monkeypatch):
         return CliRunner().invoke(make_app(), ["evaluate", *map(str, arguments)], input=stdin)
 
     return run
-
-
-def problem(result: Result) -> str:
-    """Return the one line on stderr of a command that ended with a problem."""
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def records_of(region: str) -> list:

@@ -6,45 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from conftest import problem
 from PIL import Image
-from typer.testing import CliRunner, Result
+from test_cli_evaluate import call
 
-from pixelsem.cli import evaluate, segment
-from pixelsem.cli.groups import RootGroup
 from pixelsem.metrics.texture import hill_cost, to_grey
 from pixelsem.regions.matching import NamedMasks
 from pixelsem.stage import Stage, StageInfo
 
-
-def make_app() -> typer.Typer:
-    app = typer.Typer(cls=RootGroup, pretty_exceptions_enable=False)
-    evaluate.register(app)
-    segment.register(app)
-    return app
+__all__ = ["call"]  # a fixture
 
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, stdin: str = "") -> Result:
-        return CliRunner().invoke(make_app(), ["evaluate", *map(str, arguments)], input=stdin)
-
-    return run
-
-
-def problem(result: Result) -> str:
-    """Return the one line on stderr of a command that ended with a problem."""
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def write(path: Path, values: np.ndarray) -> None:

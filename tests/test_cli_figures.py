@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import typer
 from attack_stages import info, record, write_stage
+from conftest import problem
 from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
@@ -68,13 +69,6 @@ def stage(tmp_path) -> Path:
 def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
     with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def problem(result: Result) -> str:
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import typer
 from attack_stages import info, prediction, record, write_stage
+from conftest import problem
 from matplotlib.patches import Circle
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -222,14 +223,6 @@ def call(tmp_path, monkeypatch):
         return CliRunner().invoke(make_app(), ["panels", *map(str, arguments)], input="")
 
     return run
-
-
-def problem(result: Result) -> str:
-    """Return the one line on stderr of a command that ended with a problem."""
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("pixelsem:")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def fill(stage: Path, records: list) -> None:
