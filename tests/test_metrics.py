@@ -328,10 +328,14 @@ def test_regions_changed_in_another_way_stay_apart():
 
 def test_variants_are_worded_as_options_are():
     made = stages(
-        ("a", info("foreground", match_area=False, early_stop=True, top_k=None), [record(region="foreground")]),
-        ("b", info("foreground", match_area=True, early_stop=False, top_k=3), [record(region="foreground")]),
+        (
+            "a",
+            info("foreground", match_area=False, early_stop=True, phi=1 / 3, top_k=None),
+            [record(region="foreground")],
+        ),
+        ("b", info("foreground", match_area=True, early_stop=False, phi=0.0, top_k=3), [record(region="foreground")]),
     )
-    expected = ["early-stop, top-k=-", "no-early-stop, match-area, top-k=3"]
+    expected = ["early-stop, phi=0.333333, top-k=-", "no-early-stop, match-area, phi=0, top-k=3"]
     assert [setup.variant for setup in combine(made)[0]] == expected
 
 

@@ -226,7 +226,9 @@ def _worded(name: str, value: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(map(_short, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"  # 1/3 in short
     text = "-" if value is None else str(value)
     return text[:8] if len(text) == 64 else text  # a sha256
 
