@@ -130,7 +130,7 @@ wang2021() {
     wang2021_stage de-allconv-1-match-area --match-area
     result wang2021 success "${made[@]}" "$out/de-allconv-1-wang2021"
     result wang2021-match-area success "$out/de-allconv-1-match-area"
-    result wang2021-figures figures "${made[@]}"
+    result wang2021-figures figures --curves common "${made[@]}"
 }
 
 targeted() {
