@@ -38,7 +38,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 def rates_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return those rates of a row of results that the page gives."""
-    return [row[name] for name in ("asr", "after", "detected", "untargeted1") if row.get(name)]
+    return [
+        row[name]
+        for name in ("asr", "after", "detected", "untargeted1", "targeted", "untargeted2", "of_attacked")
+        if row.get(name)
+    ]
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda file: f"{file.parent.name}-{file.stem}")
