@@ -74,7 +74,7 @@ done
 mkdir -p "$out"
 
 if [ -n "$quick" ]; then
-    small=(20 5 50 10 10 500 50 20)
+    small=(20 5 50 10 10 500 50 10)
     photo_count=20 epochs=1 tested='--sample 200' subspace='--subspace 200'
 else
     small=(100 10 400 700 100 10000 1000 100)
@@ -314,10 +314,12 @@ detection() {
     stage detection-de-1 attack de --pixels 1 --population 100 --generations 3 "${source[@]}"
     stage detector-de-1 defend detect train "$out/detection-de-1" --attempts
     result detection detection "${made[@]}" "$out/detector-de-1"
-    for name in fgm i-fgm sai-fgm; do
-        stage detector-srm-$name defend detect train "$out/detection-$name" --features srm --sample "$srm" $subspace
+    local rich=(--features srm --sample "$srm" $subspace)
+    for name in fgm i-fgm sai-fgm sai-fgm-beta2 sai-fgm-beta4 cfr; do
+        stage detector-srm-$name defend detect train "$out/detection-$name" "${rich[@]}"
     done
-    result detection-srm detection "$out"/detector-srm-{fgm,i-fgm,sai-fgm}
+    stage detector-srm-de-1 defend detect train "$out/detection-de-1" --attempts "${rich[@]}"
+    result detection-srm detection "$out"/detector-srm-{fgm,i-fgm,sai-fgm,sai-fgm-beta2,sai-fgm-beta4,cfr,de-1}
     [ -z "$cifar" ] || cifar_detection
     for name in lsc seeds; do
         detect sai-fgm-$name sai-fgm --superpixels $name
