@@ -16,6 +16,9 @@ from pixelsem.errors import PixelsemError
 
 S = TypeVar("S", bound="Settings")
 
+#: The largest seed of a training: with the epoch in 16 bits it makes one number of 63.
+MOST_SEED = 2**47 - 1
+
 
 def option(default: Any, help: str, *, flag: str | None = None, low: float | None = None,
            high: float | None = None, metavar: str | None = None, env: str | None = None,

@@ -373,6 +373,14 @@ def test_training_ends_at_it_with_the_best_weights(tmp_path: Path, monkeypatch: 
     assert left(again) == [2]
 
 
+def test_few_test_images_do_not_tell_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of ten images right after five of them: the intervals of ten meet, those of 500 would not."""
+    collapsing(monkeypatch)
+    settings = TrainSettings(**QUICK | FAST | {"epochs": 5, "robust_sample": 500})
+    steps = train(tiny(), examples(40, 0), examples(10, 1), settings, tmp_path / "c.pt", CPU)
+    assert [step.epoch for step in steps if isinstance(step, EpochRecord)] == [1, 2, 3, 4, 5]
+
+
 # Settings
 
 

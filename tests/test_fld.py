@@ -35,6 +35,15 @@ def test_a_discriminant_points_where_sklearns_does() -> None:
     assert own <= theirs
 
 
+def test_one_feature_that_varies_is_enough() -> None:
+    negative, positive = np.zeros((2, 20, 3))
+    negative[:, 1], positive[:, 1] = np.arange(20), np.arange(20) + 30
+    ensemble = train_ensemble(Pairs(negative, positive, np.arange(20)), EnsembleSettings())
+    assert set(ensemble.subspaces.ravel()) == {1}
+    assert (ensemble.score(positive) > 0).all()
+    assert (ensemble.score(negative) < 0).all()
+
+
 @pytest.mark.parametrize("count", [1, 5, 20, 21, 40])
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
 def test_a_discriminant_is_that_of_the_formula_with_few_images_and_many(count: int, ridge: float) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ def same_weights(first: nn.Module, second: nn.Module) -> bool:
 
 
 # The loop
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("start", [2.0**16, 2.0**30])
+def test_half_precision_scales_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float) -> None:
+    """Steps that overflow, as the first do with a large scale, are left out without a word."""
+    monkeypatch.setattr(
+        torch.amp.GradScaler, "__init__", partialmethod(torch.amp.GradScaler.__init__, init_scale=start)
+    )
+    log = epochs(tmp_path / "c.pt", tiny(), precision="fp16", epochs=6)
+    assert log[-1].test_accuracy == 1.0
+    scaler = torch.load(tmp_path / "c.pt", weights_only=True)["scaler"]
+    assert 1 <= scaler["scale"] <= 2.0**20
+    assert scaler["_growth_tracker"] > 0
 
 
 def test_an_easy_problem_is_learned(tmp_path: Path) -> None:
@@ -487,6 +502,8 @@ def test_another_run_there_is_refused(data: Path) -> None:
         (["--model", "alconv"], "alconv: no such model; did you mean allconv?"),
         (["--epochs", "0"], "--epochs"),
         (["--method", "magic"], "--method"),
+        (["--crop", "8"], "--crop 8: images of 8×8 pixels can be padded by 7 at most"),
+        (["--seed", "1000000000000000"], "--seed"),
         (["--min-area", "0.5"], "--min-area goes with images of other sizes than the model's input size"),
         (["--workers", "2"], "--workers goes with images of other sizes than the model's input size"),
         (["--resize", "squash"], "--resize goes with images of other sizes than the model's input size"),

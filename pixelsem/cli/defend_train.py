@@ -81,7 +81,7 @@ def train(
 ) -> None:
     """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
     from pixelsem.defenses.card import TrainingData, model_card
-    from pixelsem.defenses.robustness import find_collapse
+    from pixelsem.defenses.robustness import find_collapse, robust_images
     from pixelsem.defenses.training import train as train_classifier
     from pixelsem.fitness.evaluator import pick_device
     from pixelsem.models import load_classifier, save_weights
@@ -95,6 +95,7 @@ def train(
     resolved = settings.resolved(*classifier.preprocessing.size)
     train_set, test_set = _Loading(console, pictures, classifier, reading, settings, masks).run()
     _refuse_idle(context, train_set, test_set)
+    _check_crop(settings.crop, train_set)
     identity = {"settings": resolved.to_dict(), "model": model, "classes": names, "data": _digest(train_set, test_set)}
     if weights is not None:
         identity["weights"] = classifier.digest
@@ -114,7 +115,7 @@ def train(
     with console.progress(f"train {model}", settings.epochs) as bar:
         steps = train_classifier(classifier, train_set, test_set, settings, stage.path / "checkpoint.pt", where)
         log = follow(steps, stage, console, bar, settings.epochs, _line)
-    collapse = find_collapse(log, resolved.robust_sample or 0)
+    collapse = find_collapse(log, robust_images(resolved, len(test_set)))
     if collapse is not None:
         console.problem(f"{collapse}; ended early with the weights of epoch {collapse.best.epoch}")
     described = TrainingData(training.name_of(data), len(train_set), len(test_set), _told(train_set, test_set))
@@ -236,6 +237,16 @@ def _refuse_idle(context: typer.Context, train_set: Examples, test_set: Examples
         if source is not None and source.name == "COMMANDLINE":
             which = "training images of" if name == "crop" else "images of other sizes than"
             raise PixelsemError(f"{option_name(name)} goes with {which} the model's input size; leave it out")
+
+
+def _check_crop(crop: int, train_set: Examples) -> None:
+    """Raise :class:`PixelsemError` where images are too small to be padded by so many of their own pixels."""
+    from pixelsem.defenses.examples import InMemory
+
+    if isinstance(train_set, InMemory) and crop >= min(train_set.size):
+        height, width = train_set.size
+        most = min(train_set.size) - 1
+        raise PixelsemError(f"--crop {crop}: images of {width}×{height} pixels can be padded by {most} at most")
 
 
 def _digest(*parts: Examples) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixelsem.defenses.robustness import find_collapse
+from pixelsem.defenses.robustness import find_collapse, robust_images
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.metrics.intervals import wilson
 from pixelsem.models.classifier import Classifier
@@ -93,7 +93,7 @@ def _robustness(settings: TrainSettings, data: TrainingData, log: list[EpochReco
     """Return the lines on robust accuracy and on catastrophic overfitting, none where nothing was measured."""
     if accuracies.robust is None:
         return ""
-    sample = min(settings.robust_sample or 0, data.test)
+    sample = robust_images(settings, data.test)
     rate = _rate(accuracies.robust, sample)
     lines = f"- **Robust accuracy: {rate} of {sample:,} test images under {describe_attack(settings)}.\n"
     collapse = find_collapse(log, sample)

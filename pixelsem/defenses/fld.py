@@ -197,6 +197,7 @@ class _Trainer:
         most = len(self._live)
         step = min(_FIRST_STEP, max(1, most // 2))
         size = step
+        self._error(size)  # where one feature varies there is nothing else to try
         # Of sizes without any error the smallest is the best: none beyond the first is looked at.
         while size < most and 0 < self._error(size) <= self._least() + _WORTH * self._least():
             size += step

@@ -79,6 +79,11 @@ class Collapse:
         )
 
 
+def robust_images(settings: TrainSettings, test_images: int) -> int:
+    """Return how many of the test images robust accuracy is of; ``settings`` are resolved."""
+    return min(settings.robust_sample or 0, test_images)
+
+
 def find_collapse(log: list[EpochRecord], sample: int) -> Collapse | None:
     """Return the first epoch with catastrophic overfitting (Wong et al. 2020, §5.4), None where there is none.
 

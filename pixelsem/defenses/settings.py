@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pixelsem.errors import PixelsemError
-from pixelsem.settings import Settings, option, option_name
+from pixelsem.settings import MOST_SEED, Settings, option, option_name
 
 #: Inputs of more pixels than this get the ε that qian2021 §IV-F takes for ILSVRC2012, others that for CIFAR-10.
 SMALL = 64 * 64
@@ -78,7 +78,9 @@ class TrainSettings(Settings):
     robust_steps: int | None = option(
         None, "Steps of that PGD, or generations of that search (default: 10).", low=1, metavar="K"
     )
-    seed: int = option(0, "Seed of the initial weights, the order, the crops and flips, and of the attacks.", low=0)
+    seed: int = option(
+        0, "Seed of the initial weights, the order, the crops and flips, and of the attacks.", low=0, high=MOST_SEED
+    )
 
     def check(self) -> None:
         """Raise :class:`PixelsemError` for options that would have no effect."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 
 from pixelsem.defenses.adversaries import FewPixels, seed_of, training_adversary
 from pixelsem.defenses.examples import Examples
-from pixelsem.defenses.robustness import attacked_accuracy, best_so_far, find_collapse, measuring_batch
+from pixelsem.defenses.robustness import (
+    attacked_accuracy,
+    best_so_far,
+    find_collapse,
+    measuring_batch,
+    robust_images,
+)
 from pixelsem.defenses.settings import TrainSettings
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.models import Classifier
@@ -31,7 +38,7 @@ class _Run:
     weights are averaged. ``best`` holds, for ``fast``, the weights of the epoch with the highest robust accuracy.
     """
 
-    def __init__(self, classifier: Classifier, settings: TrainSettings, steps: int) -> None:
+    def __init__(self, classifier: Classifier, settings: TrainSettings, steps: int, device: torch.device) -> None:
         self.kept = classifier
         self.trained = copy.deepcopy(classifier) if settings.average else classifier
         self.settings = settings
@@ -45,7 +52,7 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(step, steps, settings.warmup, settings.schedule)
         )
-        self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.adversary = training_adversary(settings, self.scaler.scale)
         self.best: dict[str, Tensor] | None = None
 
@@ -81,7 +88,10 @@ class _Run:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
+        with warnings.catch_warnings():
+            # A step that overflowed in fp16 is left out; the schedule goes on with the images.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.schedule.step()
         if self.kept is not self.trained:
             average_weights(self.kept, self.trained, self.settings.average, self.schedule.last_epoch)
         return logits.detach(), loss.detach()
@@ -127,7 +137,7 @@ def train(
     settings = settings.resolved(*train_set.size)
     per_epoch = -(-len(train_set) // settings.batch)
     _start(classifier, settings, device)
-    run = _Run(classifier, settings, per_epoch * settings.epochs)
+    run = _Run(classifier, settings, per_epoch * settings.epochs, device)
     identity = {**asdict(settings), "images": len(train_set), "model": classifier.name}
     if classifier.trained:
         identity["weights"] = classifier.digest
@@ -152,7 +162,7 @@ def train(
         yield record
 
     def collapsed(epochs: list[EpochRecord]) -> bool:
-        return find_collapse(epochs, settings.robust_sample or 0) is not None
+        return find_collapse(epochs, robust_images(settings, len(test_set))) is not None
 
     for step in Epochs(checkpoint, identity, EpochRecord, settings.epochs, settings.seed, collapsed).run(run, epoch):
         if isinstance(step, EpochRecord):

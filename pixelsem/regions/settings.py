@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pixelsem.errors import PixelsemError
 from pixelsem.models.settings import ModelOptions
-from pixelsem.settings import Settings, option
+from pixelsem.settings import MOST_SEED, Settings, option
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ class SaliencyTrainSettings(Settings):
     paste: float = option(0.25, "Share of the images that get the object of another one pasted in.", low=0, high=1)
     precision: Literal["fp32", "bf16"] = option("bf16", "Arithmetic of the forward pass (autocast).")
     hold_out: int = option(0, "Images drawn by --seed that are not trained on but measured on.", low=0, metavar="N")
-    seed: int = option(0, "Seed of the initial weights, the images held out, the order and all changes.", low=0)
+    seed: int = option(
+        0, "Seed of the initial weights, the images held out, the order and all changes.", low=0, high=MOST_SEED
+    )
 
 
 def _compactness(default: float) -> float:
