@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
+from attack_stages import info, write_stage
 from detection_stages import make_stage, noisy, smooth_image
 from typer.testing import CliRunner, Result
 
@@ -15,6 +17,8 @@ from pixelsem.images import write_image
 from pixelsem.stage import Stage
 
 QUICK = ("--learners", 11, "--subspace", 40)
+
+REGIONS = ("original", "foreground", "background")
 
 
 @pytest.fixture
@@ -163,6 +167,41 @@ def test_a_region_is_trained_on_alone(call, tmp_path):
     done = call("defend", "detect", "train", stage, "--region", "background")
     assert done.exit_code == 2
     assert "holds no adversarial images of region 'background' (it has foreground)" in done.stderr
+
+
+def in_all_regions(path: Path) -> Path:
+    """Write a stage of ``--region all``: 16 images attacked in each of the regions."""
+    parts = [make_stage(path.with_name(f"{path.name}-{region}"), 16, region=region) for region in REGIONS]
+    write_stage(path, info("all", delta=4.0), *(record for part in parts for record in Stage.open(part).records()))
+    for part in parts:
+        for folder in ("clean", "images"):
+            shutil.copytree(part / folder, path / folder, dirs_exist_ok=True)
+    return path
+
+
+def test_a_detector_of_one_region_is_no_others_own(call, tmp_path):
+    attacked = in_all_regions(tmp_path / "all")
+    for typed in (("of-foreground", "--region", "foreground"), ("of-all",)):
+        train(call, attacked, "-o", *typed)
+        scored = call("defend", "detect", "score", attacked, "--detector", typed[0], "-o", f"by-{typed[0]}")
+        assert scored.exit_code == 0, scored.stderr
+
+    def trained_on(stage: str) -> dict[str, str | None]:
+        done = call("evaluate", "detection", stage, "-o", f"table-{stage}", "--format", "none")
+        assert done.exit_code == 0, done.stderr
+        return {line["region"]: line["trained_on"] for line in table(tmp_path / f"table-{stage}")}
+
+    other = "de, δ=4, foreground"
+    assert trained_on("of-foreground") == {"foreground": None}
+    assert trained_on("by-of-foreground") == {"original": other, "foreground": None, "background": other}
+    assert [line["region"] for line in table(tmp_path / "table-by-of-foreground", "table2")] == ["foreground"]
+    assert trained_on("by-of-all") == dict.fromkeys(REGIONS)
+    # The same searches, run alone, are the detector's own; those of another region are not.
+    for region, expected in (("foreground", None), ("background", other)):
+        make_stage(tmp_path / f"alone-{region}", 4, first=90, region=region, delta=4.0)
+        typed = ("--detector", "of-foreground", "-o", f"scored-{region}")
+        assert call("defend", "detect", "score", f"alone-{region}", *typed).exit_code == 0
+        assert trained_on(f"scored-{region}") == {region: expected}
 
 
 def test_a_broken_image_is_named_and_the_rest_is_used(call, tmp_path):

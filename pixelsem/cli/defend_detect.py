@@ -84,7 +84,8 @@ def detect_train(
     console = Console(quiet=output.quiet, as_json=output.json)
     given = _one(resolve_inputs(stage, output.run, ("attack",), note=console.note))
     samples, attack = _pairs_of(given, split, ensemble.seed)
-    about = _trained_on(attack), search_identity(attack.info)
+    trained_on = ", ".join(filter(None, [_trained_on(attack), split.region]))
+    about = trained_on, search_identity(attack.info, split.region)
     extractor = _extractor(_feature_type(features), compute)
     type = extractor.type
     made = open_output(

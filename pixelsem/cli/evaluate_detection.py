@@ -126,12 +126,14 @@ class _Work:
         setup = self._setups[info.identity]
         model = self.stages[name].info.model or {}
         features, trained_on = _detector_of(self.stages[name])
+        # The searches in one region are the same, whether they were run alone or beside those in others.
+        own = (search_identity(info), search_identity(info, region))
         delta = info.options.get("delta")
         # Budgets have a column of their own.
         variant = ", ".join(part for part in setup.variant.split(", ") if not part.startswith("delta="))
         return DetectionRow(
             setup.network, setup.attack, setup.pixels, variant or None, None if delta is None else float(delta), region,
-            features, None if model.get("search") == search_identity(info) else trained_on, found,
+            features, None if model.get("search") in own else trained_on, found,
         )  # fmt: skip
 
 

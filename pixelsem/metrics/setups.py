@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -119,8 +119,13 @@ def name_attacks(infos: Sequence[StageInfo]) -> list[Setup]:
     return setups
 
 
-def search_identity(info: StageInfo) -> str:
-    """Return what two attack stages share that differ at most in their images, labels and seed."""
+def search_identity(info: StageInfo, region: str | None = None) -> str:
+    """Return what two attack stages share that differ at most in their images, labels and seed.
+
+    With ``region``, what the searches in that region share with a stage of them alone.
+    """
+    if region is not None:
+        info = replace(info, options=info.options | {"region": region})
     setup = _setup_of(info)
     return digest({
         "attack": setup.attack, "model": setup.model, "options": setup.options, "region": info.options.get("region"),
