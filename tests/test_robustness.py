@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import attack_stages
 import pytest
 import torch
+from test_cli_defend_transform import MODEL, picture, run
 from torch import nn
 
 from pixelsem.errors import PixelsemError
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator
+from pixelsem.images import write_image
 from pixelsem.metrics.robustness import DONG2020, Tried, right_everywhere, survival
 from pixelsem.metrics.setups import Setup
 from pixelsem.models.classifier import Classifier, Preprocessing
@@ -138,15 +144,18 @@ def test_images_right_in_every_row() -> None:
     assert right_everywhere([]) == set()
 
 
-def row(defense: Defense, attack: str = "i-fgm", delta: int = 4) -> RobustnessRow:
+def row(defense: Defense, attack: str = "i-fgm", delta: int = 4, *, earlier: tuple[str, ...] = ()) -> RobustnessRow:
     setup = Setup("net", attack, {"name": "net"}, {"delta": delta}, None, 0)
-    return RobustnessRow(setup, "original", "untargeted", defense, survival([tried("1", True, True, True)]))
+    found = survival([tried("1", True, True, True)])
+    return RobustnessRow(setup, "original", "untargeted", defense, found, [parse_defense(text) for text in earlier])
 
 
 def test_curves_are_of_several_strengths_of_one_transform() -> None:
     defenses = [*parse_defenses("jpeg:q=90:10:-40"), *parse_defenses("jpeg:q=50/60,sub=4:4:4"), parse_defense("tvm")]
     curves = curves_of([row(defense) for defense in defenses])
     assert {name: len(own) for name, own in curves.items()} == {"jpeg": 3, "jpeg:subsampling=4:4:4": 2}
+    in_a_row = row(parse_defense("tvm:w=0.3"), earlier=("jpeg:q=90",))
+    assert "tvm" not in curves_of([*map(row, defenses), in_a_row])
 
 
 def test_the_papers_numbers_stand_beside_the_same_settings_alone() -> None:
@@ -157,6 +166,7 @@ def test_the_papers_numbers_stand_beside_the_same_settings_alone() -> None:
 
     assert published(row(parse_defense("jpeg:q=55")), row(parse_defense("jpeg:q=55"), "sai-fgm")) == [0.684, 0.914]
     assert published(row(parse_defense("jpeg:q=56"))) == []
+    assert published(row(parse_defense("jpeg:q=55"), earlier=("median:k=5",))) == []
     assert published(row(parse_defense("jpeg:q=55,sub=4:4:4"))) == []
     for attack, _, text in DONG2020:  # every one can be met
         assert parse_defense(text).text == text
@@ -174,3 +184,105 @@ def test_the_figure_has_a_panel_per_transform_and_a_line_per_attack() -> None:
     assert [axes.get_title() for axes in panels] == ["jpeg", "avg-pool"]
     assert [len(axes.lines) for axes in panels] == [2, 2]
     assert sorted(panels[0].lines[0].get_xdata()) == [10, 50, 90]
+
+
+# --- stages of `pixelsem defend`
+
+
+def write_attack(path: Path, region: str, *names: str, **options: object) -> Path:
+    """Write an attack stage of cats, each taken for a dog: by one pixel ("spot…"), which no median leaves, or all."""
+    (path.parent / "model.py").write_text(MODEL)
+    info = attack_stages.info(
+        region, name="brightest", model=f"{path.parent / 'model.py'}:make", counts={"searches": len(names)}
+    )
+    records = [attack_stages.record(f"cat/{name}.png", region, to="dog", pixels=[]) for name in names]
+    info.options.update(options)
+    attack_stages.write_stage(path, info, *records)
+    for name, record in zip(names, records, strict=True):
+        clean = picture((150, 100, 100))
+        write_image(path / record.clean, clean)
+        attacked = picture((150, 100, 100), dot=(0, 255, 0)) if name.startswith("spot") else picture((100, 150, 100))
+        write_image(path / str(record.adversarial), attacked)
+    return path
+
+
+def defend(stage: Path, name: str = "median", *typed: str) -> Path:
+    made = stage.with_name(f"{name}-{stage.name}")
+    run("defend", name, stage, *typed, "-q", "-o", made)
+    return made
+
+
+def table_of(*typed: str | Path) -> list[tuple[str, str, tuple[int, int]]]:
+    """Return the rows of ``evaluate robustness``: region, defence and success after it, sorted."""
+    out = Path(str(typed[0])).parent / "tables"
+    done = run("evaluate", "robustness", *typed, "--json", "-q", "--format", "none", "-o", out)
+    plain = json.loads(done.stdout)
+    assert plain["failures"] == {}
+    found = [(row["region"], row["defense"], row["after"]) for row in plain["tables"]["robustness"]["rows"]]
+    return sorted((region, defense, (after["count"], after["n"])) for region, defense, after in found)
+
+
+@pytest.mark.parametrize("first", ["original", "background"])
+def test_regions_attacked_one_by_one_and_transformed_are_evaluated_together(tmp_path: Path, first: str) -> None:
+    """The stages of one search in several regions are one setup, and a stage holds the images of one of them."""
+    one = write_attack(tmp_path / "one", first, "spot1", "all1", "all2")
+    two = write_attack(tmp_path / "two", "foreground", "spot1", "spot2", "all1")
+    known = sorted([(first, "median:kernel=3", (2, 3)), ("foreground", "median:kernel=3", (1, 3))])
+    assert table_of(one, two, "--defense", "median") == known
+    assert table_of(defend(one), defend(two)) == known
+    # Beside a defence of all, and where only one of the regions was transformed before.
+    other = [(region, "median:kernel=5", after) for region, _, after in known]
+    assert table_of(tmp_path / "median-one", tmp_path / "median-two", "--defense", "median:k=5") == sorted(
+        known + other
+    )
+    mixed = [*other, (first, "median:kernel=3", (2, 3))]
+    assert table_of(tmp_path / "median-one", two, "--defense", "median:k=5") == sorted(mixed)
+    done = run("evaluate", "robustness", tmp_path / "median-one", two, code=2)
+    assert f"{two}: no defence: give --defense" in done.stderr
+
+
+def test_stages_of_several_images_are_one_row(tmp_path: Path) -> None:
+    one = write_attack(tmp_path / "one", "original", "spot1", "all1", "all2")
+    two = write_attack(tmp_path / "two", "original", "spot3", "spot4", "all3", limit=3)
+    known = [("original", "median:kernel=3", (3, 6))]
+    assert table_of(one, two, "--defense", "median") == known
+    assert table_of(defend(one), defend(two)) == known
+    # Of a stage without transformed images nothing is said, and that is.
+    done = run("evaluate", "robustness", tmp_path / "median-one", two, "--format", "none", "-o", tmp_path / "tables")
+    assert f"{two}: no stage of its images after median:kernel=3 was given; not in that row" in done.stderr
+    (line,) = json.loads((tmp_path / "tables" / "robustness.json").read_text(encoding="utf-8"))["rows"]
+    assert (line["after"]["count"], line["after"]["n"]) == (2, 3)
+
+
+def test_transforms_in_a_row_are_all_named(tmp_path: Path) -> None:
+    attack = write_attack(tmp_path / "one", "original", "spot1", "all1")
+    in_a_row = defend(defend(attack), "max-pool")
+    # Max pooling alone keeps the pixel that the median takes away.
+    expected = [("original", "max-pool:kernel=3", (2, 2)), ("original", "median:kernel=3+max-pool:kernel=3", (1, 2))]
+    assert table_of(in_a_row, defend(attack, "max-pool")) == expected
+    thrice = defend(in_a_row, "jpeg", "--quality", "90")
+    assert table_of(thrice) == [("original", "median:kernel=3+max-pool:kernel=3+jpeg:quality=90", (1, 2))]
+
+
+@pytest.mark.parametrize("option", ["delta: [1]", "delta: x", "delta: .nan", "delta: true", "pixels: 1.5"])
+def test_a_damaged_number_of_an_attack_is_one_line(tmp_path: Path, option: str) -> None:
+    attack = write_attack(tmp_path / "one", "original", "spot1", delta=4.0)
+    file = attack / "stage.yaml"
+    name = option.partition(":")[0]
+    lines = [f"  {option}" if line.strip().startswith(f"{name}:") else line for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines) + "\n")
+    done = run("evaluate", "robustness", attack, "--defense", "median", "-o", tmp_path / "tables", code=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert f"{file}: `options: {name}` is no number (" in line
+    assert line.endswith("; correct it there")
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_damaged_setting_of_a_transform_is_one_line(tmp_path: Path) -> None:
+    made = defend(write_attack(tmp_path / "one", "original", "spot1"))
+    file = made / "stage.yaml"
+    file.write_text(file.read_text().replace("kernel: 3", "kernel: x"))
+    done = run("evaluate", "robustness", made, "-o", tmp_path / "tables", code=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"pixelsem: {file}: ")
+    assert line.endswith("kernel: int expected, 'x' given; correct it there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pixelsem.cli.attack_stages import AttackStages, Group, Pair
+    from pixelsem.cli.attack_stages import AttackStages, Group, Pair, Search
     from pixelsem.metrics.predictions import Predictor
     from pixelsem.metrics.robustness import Tried
     from pixelsem.models import Classifier
+    from pixelsem.records import DefendRecord
     from pixelsem.report.robustness import RobustnessRow
     from pixelsem.stage import Stage
 
@@ -84,12 +85,15 @@ def evaluate_robustness(
     --defense. Only images count that the model gets right after the defence alone.
     """
     from pixelsem.cli.attack_stages import AttackStages
+    from pixelsem.metrics.setups import check_numbers
     from pixelsem.report.robustness import curves_of, draw_robustness, robustness_table
-    from pixelsem.stage import digest
+    from pixelsem.stage import STAGE_FILE, digest
 
     console = Console(quiet=options.quiet, as_json=options.json)
     given, transformed = _sorted(resolve_inputs(stages, options.run, ("attack",), note=console.note))
     attacks = AttackStages(given)
+    for stage, _ in attacks.stages:
+        check_numbers(stage.info, stage.path / STAGE_FILE)
     work = _Work(attacks, what, transformed)
     with console.progress("robustness", work.total) as bar:
         work.run(bar.update)
@@ -116,18 +120,21 @@ def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Stage]]:
     for path in paths:
         if (path / STAGE_FILE).is_file() and (stage := Stage.open(path)).info.kind == "defend":
             transformed.append(stage)
-            path = _origin(stage).path
+            path = _lineage(stage)[0].path
             if any(path.resolve() == known.resolve() for known in attacks):
                 continue
         attacks.append(path)
     return attacks, transformed
 
 
-def _origin(stage: Stage) -> Stage:
-    """Return the attack stage whose images a stage has transformed; raises :class:`StageError` where there is none."""
+def _lineage(stage: Stage) -> tuple[Stage, list[Stage]]:
+    """Return the attack stage whose images a stage has transformed, and all that did: the first one first.
+
+    Raises :class:`StageError` where there is none.
+    """
     from pixelsem.stage import Stage
 
-    last = stage
+    last, made = stage, [stage]
     for _ in range(_HOPS):
         role = next((role for role in ("attack", "defend") if role in last.info.inputs), None)
         if role is None:
@@ -137,18 +144,55 @@ def _origin(stage: Stage) -> Stage:
             raise StageError(f"{last.path}: the stage that it transformed is not at {path.resolve()}")
         last = Stage.open(path)
         if role == "attack":
-            return last
+            return last, made
+        made.insert(0, last)
     raise StageError(f"{stage.path}: holds no images of an attack; make it of an attack stage")
 
 
 def _defense_of(stage: Stage) -> Defense:
-    """Return the last transform that a stage of kind ``defend`` has gone through."""
+    """Return the transform that made a stage of kind ``defend``; raises :class:`StageError` where that is unknown."""
+    from pixelsem.stage import STAGE_FILE
+
     info = TRANSFORMS.get(stage.info.command.removeprefix("defend "))
     if info is None:
         raise StageError(f"{stage.path}: {stage.info.command!r} is no transform")
     known = info.settings().to_dict()
     values = {name: value for name, value in stage.info.options.items() if name in known}
-    return Defense(info, info.settings.from_dict(values))
+    try:
+        return Defense(info, info.settings.from_dict(values))
+    except PixelsemError as error:
+        raise StageError(f"{stage.path / STAGE_FILE}: {error}; correct it there") from error
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What images are tried against.
+
+    :ivar defenses: the defences that they go through, the first one first.
+    :ivar made: by attack stage, as resolved path, the stages where its images went through them already; empty where
+        they are put in front of the network.
+    """
+
+    defenses: Sequence[Defense]
+    made: dict[Path, list[Stage]]
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """What makes one row of the table."""
+        from pixelsem.report.robustness import name_row
+
+        return name_row(self.defenses), bool(self.made)
+
+
+def _trials(stages: Iterable[Stage]) -> list[_Trial]:
+    """Return what images of stages of kind ``defend`` went through; those that went through the same are together."""
+    trials: dict[tuple[str, bool], _Trial] = {}
+    for stage in stages:
+        origin, made = _lineage(stage)
+        place = origin.path.resolve()
+        trial = _Trial([_defense_of(each) for each in made], {place: []})
+        trials.setdefault(trial.key, trial).made.setdefault(place, []).append(stage)
+    return list(trials.values())
 
 
 class _Work:
@@ -158,31 +202,43 @@ class _Work:
         """Raises :class:`PixelsemError` where a group has no defence to be tried against."""
         self._attacks, self._what = attacks, what
         self._groups = [group for group in attacks.groups() if group.attacked]
-        self._transformed = [(_origin(stage).path.resolve(), _defense_of(stage), stage) for stage in transformed]
-        self._found: list[tuple[Group, Defense, list[Tried]]] = []
+        self._trials = _trials(transformed)
+        self._found: list[tuple[Group, _Trial, list[Tried]]] = []
         self.failures = attacks.failures
-        self._plans = {id(group.setup): self._plan(group) for group in self._groups}
+        # Of each group its own: the stages of one setup may have been transformed one by one.
+        self._plans = {id(group): self._plan(group) for group in self._groups}
 
     @property
     def total(self) -> int:
         """How many groups are scored how often."""
-        return sum(len(self._plans[id(group.setup)]) for group in self._groups)
+        return sum(len(self._plans[id(group)]) for group in self._groups)
 
-    def _plan(self, group: Group) -> list[tuple[Defense, Stage | None]]:
-        """Return what a setup is tried against: defences, and stages where these were applied already."""
+    def _plan(self, group: Group) -> dict[tuple[str, bool], _Trial]:
+        """Return what a group is tried against, by key: what its stages' images went through, and --defense."""
         from pixelsem.models.options import model_of
 
-        origins = {search.stage.path.resolve() for search in group.searches}
-        plan: list[tuple[Defense, Stage | None]] = [
-            (defense, stage) for origin, defense, stage in self._transformed if origin in origins
-        ]
-        plan += [(defense, None) for defense in self._what.defenses]
+        origins = {path.resolve() for path in {search.stage.path for search in group.attacked}}
+        plan = [trial for trial in self._trials if origins & trial.made.keys()]
+        self._note_left_out(origins, plan)
+        plan += [_Trial([defense], {}) for defense in self._what.defenses]
         own = model_of(self._attacks.of_setup(group.setup)).defenses
         if not plan and len(own) == 1:
-            return [(own[0], None)]
+            plan = [_Trial(own, {})]
         if not plan:
-            raise PixelsemError("no defence: give --defense, say jpeg:q=95:5:-10, or a stage of `pixelsem defend`")
-        return plan
+            name = group.attacked[0].stage.path
+            raise PixelsemError(
+                f"{name}: no defence: give --defense, say jpeg:q=95:5:-10, or a stage of `pixelsem defend` made of it"
+            )
+        return {trial.key: trial for trial in plan}
+
+    def _note_left_out(self, origins: set[Path], plan: Sequence[_Trial]) -> None:
+        """Say which stages of a group a row is without, as none was given that transformed their images."""
+        names = {stage.path.resolve(): stage.path for stage, _ in self._attacks.stages}
+        for trial in plan:
+            for origin in sorted(origins - trial.made.keys()):
+                note = f"{names[origin]}: no stage of its images after {trial.key[0]} was given; not in that row"
+                if note not in self._attacks.notes:
+                    self._attacks.notes.append(note)
 
     def run(self, update: Callable[[float], None]) -> None:
         """Score everything, one network at a time."""
@@ -195,30 +251,38 @@ class _Work:
                 continue
             # The network itself: what an adaptive attack knew of is put in front of it below.
             classifier = load(replace(model_of(self._attacks.of_setup(setup)), defense=()))
-            for defense, stage in self._plans[id(setup)]:
-                predictor = self._predictor(classifier, None if stage is not None else defense)
+            trials: dict[tuple[str, bool], _Trial] = {}
+            for group in groups:
+                trials |= self._plans[id(group)]
+            for key, trial in trials.items():
+                predictor = self._predictor(classifier, [] if trial.made else trial.defenses)
                 for group in groups:
-                    self._found.append((group, defense, self._score(group, predictor, stage)))
-                    done += 1
-                    update(done)
+                    if key in self._plans[id(group)]:
+                        self._found.append((group, trial, self._score(group, predictor, trial)))
+                        done += 1
+                        update(done)
 
-    def _predictor(self, classifier: Classifier, defense: Defense | None) -> Predictor:
+    def _predictor(self, classifier: Classifier, defenses: Sequence[Defense]) -> Predictor:
         from pixelsem.metrics.predictions import Predictor
         from pixelsem.models.defended import put_behind
 
-        shown = put_behind(classifier, [] if defense is None else [defense])
+        shown = put_behind(classifier, defenses)
         return Predictor(shown, device=self._what.device, batch_size=self._what.batch_size)
 
-    def _score(self, group: Group, predictor: Predictor, stage: Stage | None) -> list[Tried]:
-        """Return what became of the searches that ran; those whose files cannot be read are left out."""
+    def _score(self, group: Group, predictor: Predictor, trial: _Trial) -> list[Tried]:
+        """Return what became of the searches that ran; those whose files cannot be read are left out.
+
+        Where stages hold the transformed images, of the searches of the attack stages behind these alone.
+        """
         from pixelsem.cli.attack_stages import read_pairs
         from pixelsem.metrics.robustness import Tried
         from pixelsem.metrics.success import image_of
 
-        images = None if stage is None else _Images(stage)
+        images = _Images(trial, group.attacked) if trial.made else None
+        searches = group.attacked if images is None else [each for each in group.attacked if images.are_of(each)]
         numbers = {name: number for number, name in enumerate(predictor.classifier.class_names)}
         tried: list[Tried] = []
-        for pairs in read_pairs(group.attacked, self.failures):
+        for pairs in read_pairs(searches, self.failures):
             for pair, clean, after in self._predicted(pairs, predictor, images):
                 record = pair.search.record
                 wanted = numbers.get(record.label if record.target is None else record.target)
@@ -254,18 +318,29 @@ class _Work:
 
         images = right_everywhere(tried for _, _, tried in self._found) if self._what.common else None
         rows = []
-        for group, defense, tried in self._found:
-            counted = [one for one in tried if images is None or one.image in images]
-            rows.append(RobustnessRow(group.setup, group.region, group.goal, defense, survival(counted, confidence)))
+        for group, trial, tried in self._found:
+            found = survival([one for one in tried if images is None or one.image in images], confidence)
+            *earlier, defense = trial.defenses
+            rows.append(RobustnessRow(group.setup, group.region, group.goal, defense, found, earlier))
         return rows, None if images is None else len(images)
 
 
 class _Images:
-    """The images of a stage of kind ``defend``, by the searches they are of."""
+    """The images of stages of kind ``defend``, by the searches that they are of."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._records = {record.key: record for record in stage.defend_records()}
+    def __init__(self, trial: _Trial, searches: Sequence[Search]) -> None:
+        """Take of the stages of ``trial`` those that are of the attack stages of ``searches``."""
+        origins = {path: path.resolve() for path in {search.stage.path for search in searches}}
+        self._stages = {path: trial.made[origin] for path, origin in origins.items() if origin in trial.made}
+        self._found: dict[tuple[Path, tuple[str, ...]], tuple[Stage, DefendRecord]] = {}
+        for path, stages in self._stages.items():
+            for stage in stages:
+                for record in stage.defend_records():
+                    self._found.setdefault((path, record.key), (stage, record))
+
+    def are_of(self, search: Search) -> bool:
+        """Was a stage given that transformed the images of the search's stage?"""
+        return search.stage.path in self._stages
 
     def of(self, pair: Pair, failures: dict[str, str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None] | None:
         """Return the transformed clean and attacked image of a search; None, and a failure, where there are none."""
@@ -273,14 +348,16 @@ class _Images:
         from pixelsem.images import read_image
 
         search = pair.search.record
-        record = self._records.get(search.key)
+        place = pair.search.stage.path
+        stage, record = self._found.get((place, search.key), (None, None))
         name = None if record is None else record.adversarial or record.attempt
-        if record is None or (name is None) == pair.written:
-            failures[search.id] = f"{self._stage.path}: holds nothing of {search.id!r}; run its command again"
+        if stage is None or record is None or (name is None) == pair.written:
+            looked = " + ".join(str(each.path) for each in self._stages[place])
+            failures[search.id] = f"{looked}: holds nothing of {search.id!r}; run its command again"
             return None
         try:
-            clean = read_image(self._stage.resolve(record.image))
-            made = None if name is None else read_image(self._stage.resolve(name))
+            clean = read_image(stage.resolve(record.image))
+            made = None if name is None else read_image(stage.resolve(name))
         except (InputError, StageError) as error:
             failures[search.id] = str(error)
             return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from pixelsem.errors import StageError
 from pixelsem.metrics.success import sort_regions
 from pixelsem.records import AttackRecord
 from pixelsem.stage import StageInfo, digest
@@ -117,6 +119,19 @@ def name_attacks(infos: Sequence[StageInfo]) -> list[Setup]:
         setup.stages.append(info.identity[:6])
     _name_variants(setups)
     return setups
+
+
+def check_numbers(info: StageInfo, file: Path) -> None:
+    """Raise :class:`StageError` where what tables take for a number of an attack's options, read of ``file``, is none.
+
+    These are the budget δ, finite, and the number of pixels, a whole one; either may be missing.
+    """
+    delta, pixels = info.options.get("delta"), info.options.get("pixels")
+    for name, value, kinds in (("delta", delta, int | float), ("pixels", pixels, int)):
+        # Neither NaN nor a whole number that no float can hold is within the bounds.
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        if value is not None and not fits:
+            raise StageError(f"{file}: `options: {name}` is no number ({_short(value)}); correct it there")
 
 
 def search_identity(info: StageInfo, region: str | None = None) -> str:

@@ -32,13 +32,17 @@ _TICKS = 8  # strengths up to which each has its own
 
 @dataclass(frozen=True)
 class RobustnessRow:
-    """What one defence leaves of one attack, in one region and for one goal."""
+    """What one defence leaves of one attack, in one region and for one goal.
+
+    :ivar earlier: the defences that the images went through before ``defense``, the first one first.
+    """
 
     setup: Setup
     region: str
     goal: str
     defense: Defense
     found: Survival
+    earlier: Sequence[Defense] = ()
 
     @property
     def attack(self) -> str:
@@ -49,13 +53,23 @@ class RobustnessRow:
         return " ".join(filter(None, [self.setup.network, self.setup.attack, pixels, region, goal, self.setup.variant]))
 
     @property
+    def defenses(self) -> str:
+        """All that the images went through: ``median:kernel=5+jpeg:quality=75``."""
+        return name_row([*self.earlier, self.defense])
+
+    @property
     def cells(self) -> list[Cell]:
         """The row of the table."""
         setup, found = self.setup, self.found
         about = describe_search(setup, self.region, self.goal)
         rates: list[Cell] = [found.right, found.before, found.after, found.survived]
-        published = DONG2020.get((setup.attack, setup.options.get("delta", 0), self.defense.text))
-        return [*about, self.defense.text, *rates, None if published is None else published / 100]
+        published = DONG2020.get((setup.attack, setup.options.get("delta", 0), self.defenses))
+        return [*about, self.defenses, *rates, None if published is None else published / 100]
+
+
+def name_row(defenses: Sequence[Defense]) -> str:
+    """Return what defences in a row are called, the first one first: ``median:kernel=5+jpeg:quality=75``."""
+    return "+".join(defense.text for defense in defenses)
 
 
 def robustness_table(rows: Sequence[RobustnessRow], confidence: float, common: int | None = None) -> Table:
@@ -79,7 +93,7 @@ def robustness_table(rows: Sequence[RobustnessRow], confidence: float, common: i
 def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
     """Draw success after the defence against its strength, a panel per transform and a line per attack.
 
-    Transforms with one strength make no curve and are left out.
+    Transforms with one strength make no curve and are left out, as are several in a row.
     """
     from pixelsem.report.figures import Series, draw_lines, new_figure, show_legend, show_percent, style, styles_for
 
@@ -114,9 +128,9 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Figure:
 
 
 def curves_of(rows: Sequence[RobustnessRow]) -> dict[str, list[RobustnessRow]]:
-    """Return the rows by transform, those of several strengths only."""
+    """Return the rows by transform, those of several strengths only; not those of several transforms in a row."""
     by_name: dict[str, list[RobustnessRow]] = {}
-    for row in rows:
+    for row in (row for row in rows if not row.earlier):
         by_name.setdefault(row.defense.others, []).append(row)
     return {name: own for name, own in by_name.items() if len({row.defense.strength for row in own}) > 1}
 
