@@ -113,6 +113,27 @@ def test_a_sweep_makes_one_stage_per_value_and_resumes(folder: Path, tmp_path: P
     assert "leave -o out" in run(*typed, "-o", tmp_path / "x", code=2).output
 
 
+def pixels_of(stage: Path) -> dict[str, bytes]:
+    return {record.id: read_image(stage / record.image).tobytes() for record in Stage.open(stage).defend_records()}
+
+
+@pytest.mark.parametrize("sweep", ["seed=0/1", "se=3", "seed=0:4:2"])
+def test_a_seed_is_not_swept(folder: Path, tmp_path: Path, sweep: str) -> None:
+    done = run("defend", "tvm", folder, "--sweep", sweep, "--run", tmp_path / "run", code=2)
+    assert done.stderr.splitlines() == [
+        "pixelsem: --sweep: seed cannot be swept, as --seed also draws --sample; run once per --seed"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_another_seed_is_repeated_by_its_own_options(folder: Path, tmp_path: Path) -> None:
+    typed = ("defend", "tvm", folder, "--run", tmp_path / "run", "--seed")
+    first, second = (Path(run(*typed, seed).stdout.strip()) for seed in (0, 1))
+    assert [Stage.open(path).info.options["seed"] for path in (first, second)] == [0, 1]
+    run("defend", "tvm", "--config", second / "stage.yaml", "-o", tmp_path / "again")
+    assert pixels_of(tmp_path / "again") == pixels_of(second) != pixels_of(first)
+
+
 def test_images_of_several_sizes_and_a_damaged_one(folder: Path, tmp_path: Path) -> None:
     write_image(folder / "large.png", np.zeros((33, 18, 3), np.uint8))
     (folder / "broken.png").write_bytes(b"no image")
@@ -144,6 +165,47 @@ def test_an_attack_stage_keeps_its_pairs(attacked: Path, tmp_path: Path) -> None
     # The median takes single pixels away, from both.
     for name in (plain.image, plain.adversarial):
         assert np.array_equal(read_image(stage.resolve(str(name))), picture((150, 100, 100)))
+
+
+def test_attacks_that_found_nothing_on_the_same_images_do_not_share_a_stage(attacked: Path, tmp_path: Path) -> None:
+    """All that they differ in are their searches: the files to transform are the same."""
+    sources = {}
+    for number, target in enumerate((None, None, "dog")):
+        info = attack_stages.info(name="brightest", pixels=number + 1)
+        record = attack_stages.record("cat/firm.png", target=target)
+        stage = attack_stages.write_stage(tmp_path / f"nothing-{number}", info, record)
+        write_image(stage / record.clean, read_image(attacked / record.clean))
+        sources[stage] = record
+    made = {stage: run("defend", "jpeg", stage, "--run", tmp_path / "run").stdout.strip() for stage in sources}
+    assert len(set(made.values())) == 3
+    for source, record in sources.items():
+        stage = Stage.open(Path(made[source]))
+        assert (stage.path / stage.info.inputs["attack"]).resolve() == source.resolve()
+        assert [each.key for each in stage.defend_records()] == [record.key]
+        # The same command goes on with its own, wherever the attack lies by then.
+        moved = source.rename(source.with_name(f"moved-{source.name}"))
+        manifest = stage.manifest.read_bytes()
+        assert run("defend", "jpeg", moved, "--run", tmp_path / "run").stdout.strip() == made[source]
+        assert stage.manifest.read_bytes() == manifest
+    # So do transforms of transformed stages.
+    twice = {run("defend", "median", stage, "--run", tmp_path / "run").stdout for stage in made.values()}
+    assert len(twice) == 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"adversarial": ""}, {"clean": "."}, {"adversarial": "./"}, {"attempt": "images"}, {"clean": "other/plain.png"}],
+)
+def test_a_name_that_no_attack_gives_is_one_line(attacked: Path, tmp_path: Path, names: dict[str, str]) -> None:
+    lines = [json.loads(line) for line in (attacked / "manifest.jsonl").read_text().splitlines()]
+    lines[0] |= names
+    (attacked / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run("defend", "jpeg", attacked, "--run", tmp_path / "run", code=2)
+    (name,) = names.values()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"pixelsem: {attacked / 'manifest.jsonl'}: {name!r} is no image as attacks write them")
+    assert "pixelsem stage verify" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_success_after_defences(attacked: Path, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ class _Command:
         if self.output.output is not None:
             raise PixelsemError("--sweep: makes several stages; leave -o out, or choose their parent with --run")
         name, values = parse_values(self.info.settings, self.transform.sweep, "--sweep")
+        if name == "seed":  # one option for both: a stage could not note which value was whose
+            raise PixelsemError("--sweep: seed cannot be swept, as --seed also draws --sample; run once per --seed")
         return [
             Defense(self.info, self.info.settings.from_dict(self.settings.to_dict() | {name: value}))
             for value in values
@@ -135,13 +137,16 @@ class _Command:
         options = options_of(defense.settings, self.transform, self.selection, images=[given]) | {"sweep": None}
         inputs: dict[str, Path] = {"images": source.root}
         model: dict[str, Any] | None = None
+        identity: dict[str, Any] = {"defense": defense.identity, "images": content}
         if source.stage is not None and source.stage.info.kind in ("attack", "defend"):
             inputs[source.stage.info.kind], model = source.stage.path, source.stage.info.model
+            # Attacks that found nothing on the same images have the same files, but not the same records.
+            identity["searches"] = source.stage.info.contents
         return open_output(
             self.context,
             f"defend-{self.info.name}-{defense.strength:g}",
             kind="defend",
-            identity={"defense": defense.identity, "images": content},
+            identity=identity,
             options=options,
             inputs=inputs,
             output=self.output,

@@ -97,9 +97,13 @@ def attack_jobs(stage: Stage, ids: set[str]) -> list[Job]:
 
 def _check_name(stage: Stage, name: str) -> None:
     """Refuse what is no image of an attack: it would be written under the same name."""
-    if PurePosixPath(name).parts[0] not in _FOLDERS or not name.endswith(".png"):
-        expected = ", ".join(f"{folder}/….png" for folder in _FOLDERS)
-        raise StageError(f"{stage.manifest}: {name!r} is no image as attacks write them ({expected})")
+    folder = next(iter(PurePosixPath(name).parts), None)  # "" and "." have no parts
+    if folder not in _FOLDERS or not name.endswith(".png"):
+        expected = ", ".join(f"{each}/….png" for each in _FOLDERS)
+        raise StageError(
+            f"{stage.manifest}: {name!r} is no image as attacks write them ({expected}); `pixelsem stage verify` says "
+            f"what else is wrong"
+        )
 
 
 class DefendRun:
