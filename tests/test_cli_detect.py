@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from attack_stages import info, write_stage
@@ -13,6 +14,9 @@ from typer.testing import CliRunner, Result
 from pixelsem.cli import defend, evaluate
 from pixelsem.cli.defend_detect import detection_records
 from pixelsem.cli.groups import RootGroup
+from pixelsem.defenses.detector import Detector, save_detector
+from pixelsem.defenses.features import FeatureType
+from pixelsem.defenses.fld import Ensemble
 from pixelsem.images import write_image
 from pixelsem.stage import Stage
 
@@ -212,6 +216,63 @@ def test_a_broken_image_is_named_and_the_rest_is_used(call, tmp_path):
     assert done.exit_code == 1
     assert f"{broken}: an empty file" in done.stderr
     assert (tmp_path / "trained" / "detector.safetensors").is_file()
+
+
+def test_where_too_few_are_left_what_could_not_be_read_is_named_first(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 8)
+    broken = sorted((stage / "clean").rglob("*.png"))
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    done = call("defend", "detect", "train", stage, "-o", "trained", "-q", *QUICK)
+    assert done.exit_code == 2
+    *lines, last = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [str(path) for path in broken]
+    assert "0 images with an adversarial version leave 0 to train on" in last
+    assert not (tmp_path / "trained" / "detector.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", ["x", "", ".nan.", [4], {"of": 4}, pytest.param(10**400, id="huge")])
+def test_a_budget_that_is_no_number_is_one_line(call, tmp_path, value):
+    stage = make_stage(tmp_path / "stage", 4, delta=value)
+    done = call("defend", "detect", "train", stage, "-o", "trained")
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"pixelsem: {stage / 'stage.yaml'}: `options: delta` is no number (")
+    assert line.endswith("); correct it there")
+    assert not (tmp_path / "trained").exists()
+
+
+def test_adversarial_images_alone_that_were_trained_on_count_nowhere(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 24)
+    done = call("defend", "detect", "train", stage, "-o", "trained", *QUICK)
+    assert "trained on 12 images" in done.stderr
+    done = call("defend", "detect", "score", stage / "images", "--detector", "trained", "-o", "scored")
+    assert done.exit_code == 0, done.stderr
+    assert "12 images were trained on, or made of such; the rates are without them" in done.stderr
+    assert "12 of 12 images called adversarial" in done.stderr
+    learnt = {r.image for r in detection_records(Stage.open(tmp_path / "trained")) if r.split == "train"}
+    records = detection_records(Stage.open(tmp_path / "scored"))
+    assert {f"images/{r.image}" for r in records if r.split == "train"} == {
+        name for name in learnt if name.startswith("images/")
+    }
+    assert call("evaluate", "detection", "scored", "-o", "out").exit_code == 0
+    (line,) = table(tmp_path / "out", "flagged")
+    assert (line["flagged"]["count"], line["flagged"]["n"]) == (12, 12)
+
+
+def test_images_too_small_for_rich_models_get_no_score(call, tmp_path):
+    """They have no features: such an image is neither clean nor adversarial."""
+    pytest.importorskip("sealwatch")
+    small = tmp_path / "photos" / "small.png"
+    write_image(small, smooth_image(0)[:7])
+    ensemble = Ensemble(12753, np.zeros((1, 1), int), np.ones((1, 1)), np.zeros(1), 0.1)
+    type = FeatureType("srmq1", "luma")
+    save_detector(Detector(ensemble, type, type.version, "i-fgm", "abc"), tmp_path / "detector.safetensors")
+    done = call("defend", "detect", "score", "photos", "--detector", "detector.safetensors", "-o", "scored", "-q")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("photos/small.png: 24×7 is too small for srmq1; 8×8 pixels are needed")
+    assert detection_records(Stage.open(tmp_path / "scored")) == []
 
 
 @pytest.mark.parametrize(

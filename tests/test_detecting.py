@@ -16,7 +16,7 @@ from pixelsem.defenses.rich_models import rich_model
 from pixelsem.defenses.settings_detection import EnsembleSettings, FeatureSettings
 from pixelsem.defenses.spam import spam
 from pixelsem.errors import InputError, PixelsemError
-from pixelsem.images import write_image
+from pixelsem.images import pixel_digest, write_image
 from pixelsem.metrics.texture import to_grey
 
 SETTINGS = EnsembleSettings(learners=11, subspace=40)
@@ -113,8 +113,49 @@ def test_a_memory_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None
 
 
 def test_an_image_that_is_too_small_is_told(extractor: Extractor) -> None:
-    with pytest.raises(InputError, match="3×9 is too small; 4×4"):
+    with pytest.raises(InputError, match="3×9 is too small for spam; 4×4"):
         extractor.measure([np.zeros((9, 3, 3), np.uint8)])
+    extractor.check(np.zeros((4, 4, 3), np.uint8), "x.png")
+
+
+@pytest.mark.parametrize("kind", ["srm", "srmq1"])
+@pytest.mark.parametrize(("height", "width"), [(7, 40), (40, 7), (4, 4)])
+def test_rich_models_need_larger_images(kind, height: int, width: int) -> None:
+    extractor = Extractor(FeatureType(kind, "luma"))
+    with pytest.raises(InputError, match=f"x.png: {width}×{height} is too small for {kind}; 8×8 pixels are needed"):
+        extractor.check(np.zeros((height, width, 3), np.uint8), "x.png")
+    extractor.check(np.zeros((8, 8, 3), np.uint8), "x.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["srm", "srmq1"])
+def test_the_least_side_is_that_of_sealwatch(kind) -> None:
+    pytest.importorskip("sealwatch")
+    plane = to_grey(smooth_image(0))
+    assert np.isfinite(rich_model(plane[:8, :8].copy(), kind)).all()
+    with pytest.warns(RuntimeWarning, match="invalid value"):
+        assert np.isnan(rich_model(plane[:7, :8].copy(), kind)).any()
+
+
+def test_an_image_whose_features_are_not_finite_is_a_failure(
+    tmp_path: Path, extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_image(tmp_path / "photos" / f"{number}.png", smooth_image(number))
+    worse = torch.from_numpy(smooth_image(1)[:, :, 0].copy())
+
+    def sometimes(planes: torch.Tensor) -> torch.Tensor:
+        rows = spam(planes)
+        rows[(planes == worse).all(2).all(1), 5] = torch.nan
+        return rows
+
+    monkeypatch.setattr(features_module, "spam", sometimes)
+    found = measured(tmp_path / "photos", extractor)
+    assert found.failures == {"1.png": f"{tmp_path / 'photos/1.png'}: its spam features are not finite; leave it out"}
+    assert [sample.image for sample in found.samples] == ["0.png", "2.png"]
+    images = [smooth_image(0), smooth_image(2)]
+    assert found.digests == [pixel_digest(image) for image in images]
+    np.testing.assert_array_equal(found.rows, extractor.measure(images))
 
 
 @pytest.mark.slow
@@ -214,6 +255,10 @@ def test_noise_is_detected_in_images_that_were_held_out(tmp_path: Path, extracto
     digests = {d for d, s in zip(found.digests, found.samples, strict=True) if s.kind == "clean"}
     assert detector.seen < digests
     assert len(detector.seen) == 12
+    together = list(zip(found.samples, found.digests, strict=True))
+    learnt = {record.key for record in records if record.split == "train"}
+    assert detector.made == {d for s, d in together if s.kind == "adversarial" and s.key in learnt}
+    assert len(detector.made) == 12
 
 
 def test_copies_of_an_image_are_on_one_side(tmp_path: Path, extractor: Extractor) -> None:
@@ -243,6 +288,23 @@ def test_a_scorer_knows_what_was_trained_on(tmp_path: Path, extractor: Extractor
     rest = Measured([late.samples[n] for n in keep], [late.rows[n] for n in keep], [late.digests[n] for n in keep])
     known = [record for record in scored if record.kind == "clean"]
     assert Scorer(detector, extractor.type, known).score(rest) == [r for r in scored if r.kind == "adversarial"]
+
+
+def test_a_scorer_knows_what_was_trained_on_wherever_it_lies(tmp_path: Path, extractor: Extractor) -> None:
+    """Adversarial images in a folder, and beside clean ones that were not trained on."""
+    stage = make_stage(tmp_path / "stage", 12)
+    detector, records = train_detector(measured(stage, extractor), extractor, SETTINGS, 0.5, ("noise", "abc"))
+    learnt = {record.image for record in records if record.split == "train"}
+    scored = Scorer(detector, extractor.type).score(measured(stage / "images", extractor))
+    assert {f"images/{record.image}" for record in scored if record.split == "train"} == {
+        name for name in learnt if name.startswith("images/")
+    }
+    assert len(scored) == 12
+    for number in range(12):
+        write_image(stage / "clean" / "cat" / f"{number}.png", smooth_image(50 + number))
+    scored = Scorer(detector, extractor.type).score(measured(stage, extractor))
+    found = {record.image for record in scored if record.split == "train"}
+    assert found == {name for name in learnt if name.startswith("images/")}
 
 
 def test_what_cannot_be_read_is_a_failure_and_its_pair_is_left_out(tmp_path: Path, extractor: Extractor) -> None:

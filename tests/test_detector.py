@@ -21,7 +21,8 @@ def detector() -> Detector:
     rng = np.random.default_rng(0)
     subspaces = np.stack([rng.permutation(686)[:4] for _ in range(3)])
     ensemble = Ensemble(686, subspaces, rng.normal(size=(3, 4)), rng.normal(size=3), 0.125)
-    return Detector(ensemble, SPAM, SPAM.version, "i-fgm, δ=4", "abc", frozenset({"0" * 32, "a" * 32}))
+    seen, made = frozenset({"0" * 32, "a" * 32}), frozenset({"b" * 32})
+    return Detector(ensemble, SPAM, SPAM.version, "i-fgm, δ=4", "abc", seen, made)
 
 
 def parts() -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -32,6 +33,7 @@ def parts() -> tuple[dict[str, np.ndarray], dict[str, object]]:
         "weights": made.weights,
         "thresholds": made.thresholds,
         "seen": np.zeros((2, 16), np.uint8),
+        "made": np.ones((3, 16), np.uint8),
     }
     header = {
         "format": 1, "kind": "spam", "channels": "luma", "version": "spam-1", "features": 686, "error": 0.1,
@@ -60,11 +62,28 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_error_that_was_not_measured_stays_so(tmp_path: Path) -> None:
-    made = replace(detector(), ensemble=replace(detector().ensemble, error=float("nan")), seen=frozenset())
+    ensemble = replace(detector().ensemble, error=float("nan"))
+    made = replace(detector(), ensemble=ensemble, seen=frozenset(), made=frozenset())
     save_detector(made, tmp_path / "d.safetensors")
     read = load_detector(tmp_path / "d.safetensors")
     assert np.isnan(read.ensemble.error)
-    assert read.seen == frozenset()
+    assert read.seen == read.made == frozenset()
+
+
+def test_it_knows_the_images_that_it_was_trained_on() -> None:
+    assert all(detector().knows(digest * 32) for digest in "0ab")
+    assert not detector().knows("c" * 32)
+
+
+def test_a_file_from_before_adversarial_images_were_kept_is_read(tmp_path: Path) -> None:
+    tensors, header = parts()
+    whole = load_detector(write(tmp_path / "whole", tensors, header))
+    assert whole.made == {"01" * 16}
+    del tensors["made"]
+    read = load_detector(write(tmp_path / "older", tensors, header))
+    assert (read.seen, read.made) == (whole.seen, frozenset())
+    rows = np.random.default_rng(1).normal(size=(9, 686))
+    assert np.array_equal(read.score(rows, SPAM), whole.score(rows, SPAM))
 
 
 def test_equal_detectors_give_equal_files(tmp_path: Path) -> None:
@@ -94,7 +113,9 @@ def test_features_of_another_type_are_refused() -> None:
             "shapes",
         ),
         ({"seen": np.zeros((2, 5), np.uint8)}, {}, "digests"),
-        ({"more": np.zeros(1)}, {}, "it holds more"),
+        ({"made": np.zeros((2, 5), np.uint8)}, {}, "digests"),
+        ({"made": np.zeros((2, 16))}, {}, "made is float64"),
+        ({"more": np.zeros(1)}, {}, "it holds made, more"),
         ({}, {"features": 2058}, "has 686 features, not 2058"),
         ({}, {"channels": "separate"}, "has 2058 features, not 686"),
         ({}, {"kind": "other"}, "not a valid detector"),

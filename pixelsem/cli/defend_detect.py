@@ -15,8 +15,10 @@ from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.options import OutputOptions, expand
 from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
 from pixelsem.defenses.settings_detection import EnsembleSettings, FeatureSettings, SplitSettings
-from pixelsem.errors import PixelsemError
+from pixelsem.errors import PixelsemError, StageError
+from pixelsem.files import one_line
 from pixelsem.settings import Settings, option
+from pixelsem.stage import STAGE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,11 +148,16 @@ def _train(
 
     with console.progress(f"measure {extractor.type.kind}", len(samples.items)) as bar:
         measured = _measure_all(samples, extractor, bar.update)
-    with console.progress("train", 1) as bar:
-        detector, records = train_detector(
-            measured, extractor, ensemble, split.test_share, about,
-            lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
-        )  # fmt: skip
+    try:
+        with console.progress("train", 1) as bar:
+            detector, records = train_detector(
+                measured, extractor, ensemble, split.test_share, about,
+                lambda size, count, error: bar.update(0, f"{count} of {size} features: P_E {100 * error:.1f} %"),
+            )  # fmt: skip
+    except PixelsemError:
+        for problem in measured.failures.values():  # why too few are left
+            console.problem(problem)
+        raise
     save_detector(detector, made.path / DETECTOR_FILE)
     # Those of an earlier training, which could not read all, are of another detector.
     held = {record.key: record for record in detection_records(made)}
@@ -169,8 +176,8 @@ def detect_score(
 ) -> None:
     """Score images with a detector: the mean vote in [-1, 1] of its discriminants, above 0 adversarial.
 
-    Images that the detector was trained on, and what was made of them, are scored too but kept apart: no rate counts
-    them.
+    Images that the detector was trained on, clean or adversarial, and in an attack stage all that was made of them,
+    are scored too but kept apart: no rate counts them.
     """
     from pixelsem.defenses.detecting import Scorer, measure, open_samples
     from pixelsem.defenses.detector import detector_digest, load_detector
@@ -257,9 +264,13 @@ def _short(attack: Stage) -> str:
 
 
 def _trained_on(attack: Stage) -> str:
-    """Return an attack's name with its budget: ``i-fgm, δ=4``."""
+    """Return an attack's name with its budget: ``i-fgm, δ=4``. Raises :class:`StageError` for one that is no number."""
     delta = attack.info.options.get("delta")
-    return _short(attack) if delta is None else f"{_short(attack)}, δ={delta:g}"
+    try:
+        return _short(attack) if delta is None else f"{_short(attack)}, δ={float(delta):g}"
+    except (TypeError, ValueError, OverflowError) as error:
+        file = attack.path / STAGE_FILE
+        raise StageError(f"{file}: `options: delta` is no number ({one_line(error)}); correct it there") from error
 
 
 def _described(type: FeatureType, about: tuple[str, str]) -> dict[str, Any]:

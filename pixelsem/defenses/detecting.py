@@ -121,21 +121,28 @@ class Measured:
 
 
 def measure(samples: Sequence[Sample], extractor: Extractor) -> Iterator[Measured]:
-    """Read and measure samples, :data:`CHUNK` at a time; what cannot be read is a failure."""
+    """Read and measure samples, :data:`CHUNK` at a time; what cannot be read, or has no features, is a failure."""
     with ThreadPoolExecutor() as pool:
         for part in iter_chunks(len(samples), CHUNK):
             chunk = Measured()
-            images: list[Image] = []
+            read: list[tuple[Sample, Image]] = []
             for sample, (image, problem) in zip(
                 samples[part], pool.map(_reader(extractor), samples[part]), strict=True
             ):
                 if image is None:
                     chunk.failures[sample.image] = problem
                 else:
-                    images.append(image)
+                    read.append((sample, image))
+            images = [image for _, image in read]
+            rows = list(extractor.measure(images)) if images else []
+            for (sample, _), digest, row in zip(read, pool.map(pixel_digest, images), rows, strict=True):
+                if np.isfinite(row).all():
                     chunk.samples.append(sample)
-            chunk.digests = list(pool.map(pixel_digest, images))
-            chunk.rows = list(extractor.measure(images)) if images else []
+                    chunk.digests.append(digest)
+                    chunk.rows.append(row)
+                else:
+                    kind = extractor.type.kind
+                    chunk.failures[sample.image] = f"{sample.path}: its {kind} features are not finite; leave it out"
             yield chunk
 
 
@@ -206,15 +213,17 @@ def train_detector(
     groups = np.array([numbers[digest] for digest in own], np.int64)
     training = Pairs(rows[pairs.clean[~test]], rows[pairs.adversarial[~test]], groups)
     ensemble = train_ensemble(training, settings, progress)
-    detector = Detector(ensemble, extractor.type, extractor.type.version, *about, frozenset(numbers))
+    made = frozenset(measured.digests[number] for number in pairs.adversarial[~test])
+    detector = Detector(ensemble, extractor.type, extractor.type.version, *about, frozenset(numbers), made)
     return detector, Scorer(detector, extractor.type).score(measured)
 
 
 class Scorer:
     """Scores measured samples, and says which of them the detector was trained on.
 
-    An adversarial image counts as trained on where its clean one does, which must come before it: in the samples, or
-    in ``known``, the records that there are already.
+    That is decided by their pixels, whatever the files are called and wherever they lie. An adversarial image counts
+    as trained on where its clean one does, too, which must come before it: in the samples, or in ``known``, the
+    records that there are already.
     """
 
     def __init__(self, detector: Detector, type: FeatureType, known: Iterable[DetectionRecord] = ()) -> None:
@@ -230,7 +239,7 @@ class Scorer:
         return [sample.record(score, self._split(sample, digest)) for sample, digest, score in together]
 
     def _split(self, sample: Sample, digest: str) -> Literal["train", "test"]:
-        own: Literal["train", "test"] = "train" if digest in self._detector.seen else "test"
+        own: Literal["train", "test"] = "train" if self._detector.knows(digest) else "test"
         if sample.kind == "clean":
             self._splits[sample.id] = own
-        return self._splits.get(sample.id, own) if sample.kind == "adversarial" else own
+        return self._splits.get(sample.id, own) if sample.kind == "adversarial" and own == "test" else own

@@ -45,6 +45,8 @@ class Detector:
     :ivar type: the features that it takes; ``version`` says how they were computed.
     :ivar attack: the attack that it was trained on, for people, and ``search``, the digest of what that did to whom.
     :ivar seen: the digests (:func:`pixelsem.images.pixel_digest`) of the clean images that it was trained on.
+    :ivar made: those of the adversarial images that it was trained on; none where the file is from before
+        they were kept.
     """
 
     ensemble: Ensemble
@@ -53,6 +55,11 @@ class Detector:
     attack: str
     search: str
     seen: frozenset[str] = field(default=frozenset(), repr=False)
+    made: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def knows(self, digest: str) -> bool:
+        """Was it trained on the image of this digest, clean or adversarial?"""
+        return digest in self.seen or digest in self.made
 
     def score(self, rows: Rows, type: FeatureType) -> NDArray[np.float64]:
         """Return the mean votes, float64 [N] in [-1, 1], of features [N, D] of ``type``; above 0 is adversarial.
@@ -78,12 +85,12 @@ def save_detector(detector: Detector, path: Path) -> None:
         attack=detector.attack,
         search=detector.search,
     )
-    seen = np.frombuffer(bytes.fromhex("".join(sorted(detector.seen))), np.uint8).reshape(-1, _DIGEST_BYTES)
     tensors: dict[str, NDArray[Any]] = {
         "subspaces": ensemble.subspaces.astype(np.int32),
         "weights": ensemble.weights,
         "thresholds": ensemble.thresholds,
-        "seen": seen,
+        "seen": _packed(detector.seen),
+        "made": _packed(detector.made),
     }
     with write_atomically(path) as file:
         file.write(save(tensors, {_HEADER_KEY: msgspec.json.encode(header).decode()}))
@@ -100,6 +107,7 @@ def load_detector(path: Path) -> Detector:
     if not path.is_file():
         raise PixelsemError(f"{path}: no such detector; `pixelsem defend detect train` makes one")
     header, tensors = _read(path)
+    tensors.setdefault("made", _packed(frozenset()))  # files from before it was kept
     type = FeatureType(header.kind, header.channels)
     problem = _problem(header, type, tensors)
     if problem is not None:
@@ -111,14 +119,23 @@ def load_detector(path: Path) -> Detector:
     error = float("nan") if header.error is None else header.error
     subspaces = tensors["subspaces"].astype(np.int64)
     ensemble = Ensemble(header.features, subspaces, tensors["weights"], tensors["thresholds"], error)
-    seen = frozenset(row.tobytes().hex() for row in tensors["seen"])
-    return Detector(ensemble, type, header.version, header.attack, header.search, seen)
+    seen, made = (_unpacked(tensors[name]) for name in ("seen", "made"))
+    return Detector(ensemble, type, header.version, header.attack, header.search, seen, made)
 
 
 def detector_digest(path: Path) -> str:
     """Return the sha256 (hex) of a detector's file, given as for :func:`load_detector` and checked by it."""
     file = path / DETECTOR_FILE if path.is_dir() else path
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _packed(digests: frozenset[str]) -> NDArray[np.uint8]:
+    """Return digests as bytes [N, 16], in an order of their own."""
+    return np.frombuffer(bytes.fromhex("".join(sorted(digests))), np.uint8).reshape(-1, _DIGEST_BYTES)
+
+
+def _unpacked(rows: NDArray[np.uint8]) -> frozenset[str]:
+    return frozenset(row.tobytes().hex() for row in rows)
 
 
 def _read(path: Path) -> tuple[_Header, dict[str, NDArray[Any]]]:
@@ -142,6 +159,7 @@ def _problem(header: _Header, type: FeatureType, tensors: dict[str, NDArray[Any]
         "weights": (np.float64, 2),
         "thresholds": (np.float64, 1),
         "seen": (np.uint8, 2),
+        "made": (np.uint8, 2),
     }
     if set(tensors) != set(kinds):
         return f"it holds {', '.join(sorted(tensors)) or 'nothing'}, not {', '.join(sorted(kinds))}"
@@ -162,6 +180,6 @@ def _problem(header: _Header, type: FeatureType, tensors: dict[str, NDArray[Any]
         return "it takes features that there are not"
     if not all(np.isfinite(tensors[name]).all() for name in ("weights", "thresholds")):
         return "it holds NaN or infinite values"
-    if tensors["seen"].shape[1] != _DIGEST_BYTES:
+    if any(tensors[name].shape[1] != _DIGEST_BYTES for name in ("seen", "made")):
         return "its digests of images are cut"
     return None

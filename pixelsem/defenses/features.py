@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixelsem.defenses.rich_models import RICH_SIZES, rich_models, sealwatch_version
+from pixelsem.defenses.rich_models import RICH_SIZES, SMALLEST_RICH_SIDE, rich_models, sealwatch_version
 from pixelsem.defenses.settings_detection import Channels, FeatureKind
 from pixelsem.defenses.spam import SMALLEST_SIDE, SPAM_SIZE, spam
 from pixelsem.errors import InputError, OutputError
@@ -53,6 +53,11 @@ class FeatureType:
         return self.per_plane * (3 if self.channels == "separate" else 1)
 
     @property
+    def smallest_side(self) -> int:
+        """How many rows and columns a plane needs at least."""
+        return SMALLEST_SIDE if self.kind == "spam" else SMALLEST_RICH_SIDE
+
+    @property
     def version(self) -> str:
         """What tells features apart that are computed in another way; raises :class:`PixelsemError` as SRM needs."""
         return _SPAM_VERSION if self.kind == "spam" else f"{self.kind}-sealwatch-{sealwatch_version()}"
@@ -73,10 +78,11 @@ class Extractor:
 
     def check(self, image: Image, name: object) -> None:
         """Raise :class:`InputError`, naming the image, where it is too small for the features."""
-        if min(image.shape[:2]) < SMALLEST_SIDE:
+        least = self.type.smallest_side
+        if min(image.shape[:2]) < least:
             height, width = image.shape[:2]
             raise InputError(
-                f"{name}: {width}×{height} is too small; {SMALLEST_SIDE}×{SMALLEST_SIDE} pixels are needed"
+                f"{name}: {width}×{height} is too small for {self.type.kind}; {least}×{least} pixels are needed"
             )
 
     def measure(self, images: Sequence[Image]) -> Rows:

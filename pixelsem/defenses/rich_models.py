@@ -24,6 +24,9 @@ Plane = NDArray[np.uint8]
 #: Numbers per plane.
 RICH_SIZES: dict[RichModel, int] = {"srm": 34671, "srmq1": 12753}
 
+#: Rows and columns that a plane needs: of a smaller one, sealwatch leaves no residual of the widest filters, and NaN.
+SMALLEST_RICH_SIDE = 8
+
 
 def sealwatch_version() -> str:
     """Return the version of sealwatch; raises :class:`PixelsemError` where it is not installed."""
@@ -36,7 +39,7 @@ def sealwatch_version() -> str:
 
 
 def rich_model(plane: Plane, kind: RichModel) -> NDArray[np.float32]:
-    """Return the rich model of one plane, uint8 [H, W], as float32 [34671] or [12753].
+    """Return the rich model of one plane, uint8 [H, W] of at least 8×8 pixels, as float32 [34671] or [12753].
 
     A few of its numbers may differ from one process to the next: sealwatch rounds residuals that floating-point sums
     leave on the border of two steps.
