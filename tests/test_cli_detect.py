@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -144,6 +145,46 @@ def test_failures_are_trained_on_where_they_are_wanted(call, tmp_path):
     assert "all: with images that did not fool the model" in done.stderr
 
 
+def test_several_detectors_of_one_attack_have_a_row_each(call, tmp_path):
+    stage = make_stage(tmp_path / "stage", 16, strength=1, delta=4.0)
+    for seed in (0, 1):
+        train(call, stage, "-o", f"seed{seed}", "--seed", seed)
+    assert call("defend", "detect", "score", stage, "--detector", "seed1", "-o", "scored").exit_code == 0
+
+    def rows_of(*stages: str) -> list[tuple[str, int, int]]:
+        done = call("evaluate", "detection", *stages, "-o", "-".join(stages), "--format", "none")
+        assert done.exit_code == 0, done.stderr
+        long, short = (table(tmp_path / "-".join(stages), name) for name in ("detection", "table2"))
+        both = [
+            [(line.get("detector"), line[rate]["count"], line[rate]["n"]) for line in lines]
+            for lines, rate in ((long, "detected"), (short, "delta_4"))
+        ]
+        assert both[0] == both[1]  # no row of Table 2 is missing
+        return both[0]
+
+    (first,), (second,), (scored,) = (rows_of(name) for name in ("seed0", "seed1", "scored"))
+    assert rows_of("seed0", "seed1") == [("seed=0", *first[1:]), ("seed=1", *second[1:])]
+    assert rows_of("seed1", "scored") == [("held out", *second[1:]), ("scored", *scored[1:])]
+    files = [tmp_path / f"seed{seed}" / "detector.safetensors" for seed in (0, 1)]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:6] for file in files]
+    assert rows_of("seed0", "scored") == [(digests[0], *first[1:]), (digests[1], *scored[1:])]
+    done = call("evaluate", "detection", "seed0", "seed1", "-o", "drawn", "--format", "svg")
+    assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", ["x", "[1]", ".inf", "true", "1" + "0" * 400])
+def test_a_damaged_budget_is_one_line(call, tmp_path, value):
+    train(call, make_stage(tmp_path / "stage", 16, delta=4.0), "-o", "trained")
+    file = tmp_path / "trained" / "attack.yaml"
+    file.write_text(file.read_text().replace("delta: 4.0", f"delta: {value}"))
+    done = call("evaluate", "detection", "trained", "-o", "out")
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pixelsem: trained/attack.yaml: `options: delta` is no number (")
+    assert line.endswith("; correct it there")
+    assert not (tmp_path / "out").exists()
+
+
 def test_some_of_the_images_are_enough(call, tmp_path):
     stage = make_stage(tmp_path / "stage", 20)
     assert train(call, stage, "-o", "some", "--sample", 10)["counts"]["images"] == 20
@@ -216,6 +257,18 @@ def test_a_broken_image_is_named_and_the_rest_is_used(call, tmp_path):
     assert done.exit_code == 1
     assert f"{broken}: an empty file" in done.stderr
     assert (tmp_path / "trained" / "detector.safetensors").is_file()
+
+
+@pytest.mark.parametrize("names", [{"adversarial": ""}, {"adversarial": "images"}, {"clean": "."}])
+def test_a_damaged_name_is_named_and_the_rest_is_used(call, tmp_path, names):
+    stage = make_stage(tmp_path / "stage", 16)
+    first, *rest = (stage / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (stage / "manifest.jsonl").write_text("".join([json.dumps(json.loads(first) | names) + "\n", *rest]))
+    done = call("defend", "detect", "train", stage, "-o", "trained", "-q", *QUICK)
+    assert done.exit_code == 1
+    (name,) = names.values()
+    assert done.stderr.splitlines() == [f"pixelsem: {stage / name}: a folder, not an image"]
+    assert sum(r.kind == "adversarial" for r in detection_records(Stage.open(tmp_path / "trained"))) >= 15
 
 
 def test_where_too_few_are_left_what_could_not_be_read_is_named_first(call, tmp_path):

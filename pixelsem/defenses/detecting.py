@@ -83,7 +83,7 @@ def open_samples(path: Path, region: str | None = None, attempts: bool = False) 
 
 
 def _of_attack(stage: Stage, region: str | None, attempts: bool) -> list[Sample]:
-    made = [(record, record.adversarial or (record.attempt if attempts else None)) for record in stage.attack_records()]
+    made = [(record, _made(record, attempts)) for record in stage.attack_records()]
     found = [(record, name) for record, name in made if name is not None]
     regions = sorted({record.region for record, _ in found})
     if region is not None:
@@ -93,6 +93,12 @@ def _of_attack(stage: Stage, region: str | None, attempts: bool) -> list[Sample]
         raise PixelsemError(f"{stage.path}: holds no adversarial images{where}")
     clean = {record.id: Sample(record.id, record.clean, stage.resolve(record.clean), "clean") for record, _ in found}
     return [*clean.values(), *(_adversarial(stage, record, name) for record, name in found)]
+
+
+def _made(record: AttackRecord, attempts: bool) -> str | None:
+    """Return the name of what counts as adversarial; a damaged one (empty, say) as it is, so that it is told."""
+    failed = record.attempt if attempts else None
+    return failed if record.adversarial is None else record.adversarial
 
 
 def _adversarial(stage: Stage, record: AttackRecord, name: str) -> Sample:
