@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from pixelsem.metrics.detection import measure, roc
 from pixelsem.metrics.intervals import wilson
 from pixelsem.records import DetectionRecord
-from pixelsem.report.detection import DetectionRow, delta_table, detection_table, draw_roc, flagged_table
+from pixelsem.report.detection import (
+    DetectionRow,
+    Source,
+    delta_table,
+    detection_table,
+    draw_roc,
+    flagged_table,
+    tell_apart,
+)
 from pixelsem.report.tables import to_plain
 
 
@@ -121,6 +130,52 @@ def test_table_2_has_a_row_per_attack_and_a_column_per_budget() -> None:
     assert len(long) == 5
     assert long[0] | {"error": 0.25, "false_alarms": long[0]["false_alarms"]} == long[0]
     assert [line["trained_on"] for line in long] == [None] * 4 + ["i-fgm, δ=4"]
+
+
+def source(detector: str, *, held_out: bool = True, stage: str = "5", **training: Any) -> Source:
+    return Source(training or None, detector * 6, held_out, stage * 6)
+
+
+def told(rows: list[DetectionRow], *sources: Source) -> list[str | None]:
+    return [each.detector for each in tell_apart(rows, sources)]
+
+
+def test_rows_of_one_attack_and_budget_are_told_apart_by_what_differs() -> None:
+    twins = [row("fgm", 4), row("fgm", 4)]
+    a, b = source("a", seed=0, ridge=0.1), source("b", seed=1, ridge=0.1)
+    assert told(twins, a, b) == ["seed=0", "seed=1"]
+    # Of one detector, how it was trained is no difference; where that is not known of all, its digest is one.
+    assert told(twins, a, source("a", held_out=False, seed=0, ridge=0.1)) == ["held out", "scored"]
+    assert told(twins, a, source("b", held_out=False)) == ["aaaaaa", "bbbbbb"]
+    assert told(twins, a, source("b", seed=0, ridge=0.1)) == ["aaaaaa", "bbbbbb"]
+    again = source("a", held_out=False, stage="6", seed=0, ridge=0.1)
+    assert told([*twins, row("fgm", 4)], a, b, again) == ["seed=0, held out", "seed=1, held out", "seed=0, scored"]
+    assert told(twins, source("a"), source("a", stage="7")) == ["555555", "777777"]
+    # The line of the attack's other budgets goes on.
+    assert told([*twins, row("fgm", 2)], a, b, source("c", seed=1, ridge=0.1)) == ["seed=0", "seed=1", "seed=1"]
+
+
+def test_rows_that_differ_need_no_more() -> None:
+    rows = [row("fgm", 4), row("fgm", 2), row("i-fgm", 4), row("fgm", 4, "i-fgm"), row("fgm", 4, region="foreground")]
+    assert told(rows, *(source(letter, seed=n) for n, letter in enumerate("abcde"))) == [None] * 5
+    keys = [column.key for column in detection_table(rows).columns]
+    assert keys[:8] == ["network", "attack", "pixels", "variant", "region", "features", "delta", "trained_on"]
+
+
+def test_table_2_has_a_row_per_detector() -> None:
+    worse = measure(paired([-1, -0.5], [0.5, -0.2]))
+    assert worse is not None
+    rows = [row("fgm", 4), row("fgm", 2), replace(row("fgm", 4), found=worse), row("i-fgm", 4)]
+    a, b = source("a", seed=0), source("b", seed=1)
+    table = delta_table(tell_apart(rows, [a, a, b, b]))
+    assert table is not None
+    plain = to_plain(table)
+    lines = [(line["attack"], line["detector"], line["delta_4"]["rate"]) for line in plain["rows"]]
+    assert lines == [("fgm", "seed=0", 0.75), ("fgm", "seed=1", 0.5), ("i-fgm", None, 0.75)]
+    assert [line["delta_2"] is None for line in plain["rows"]] == [False, True, True]
+    assert "several of one attack and budget have a row each" in plain["notes"][0]
+    labels = [each.label for each in tell_apart(rows, [a, a, b, b])]
+    assert labels == ["fgm, δ=4, seed=0", "fgm, δ=2, seed=0", "fgm, δ=4, seed=1", "i-fgm, δ=4"]
 
 
 def test_few_pixels_are_told_apart_by_their_number() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from pixelsem.cli.defend_detect import ATTACK_FILE, detection_records
 from pixelsem.cli.figures import FigureOptions, write_figures
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
+from pixelsem.defenses.settings_detection import EnsembleSettings, SplitSettings
 from pixelsem.errors import PixelsemError, StageError
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from pixelsem.metrics.intervals import Rate
     from pixelsem.metrics.setups import Setup
     from pixelsem.records import DetectionRecord
-    from pixelsem.report.detection import DetectionRow
+    from pixelsem.report.detection import DetectionRow, Source
     from pixelsem.stage import Stage, StageInfo
 
 Stages = Annotated[
@@ -49,7 +52,7 @@ def evaluate_detection(
     console = Console(quiet=options.quiet, as_json=options.json)
     paths = resolve_inputs(stages, options.run, _KINDS, note=console.note)
     work = _Work(paths, options.confidence)
-    rows, flagged = list(work.rows()), list(work.flagged())
+    rows, flagged = work.rows(), list(work.flagged())
     if not rows and not flagged:
         raise PixelsemError(f"{next(iter(work.stages))}: holds no image that its detector was not trained on")
     shown = delta_table(rows, options.confidence)
@@ -91,8 +94,16 @@ class _Work:
         setups = name_attacks(list(infos.values()))
         self._setups: dict[str, Setup] = dict(zip(infos, setups, strict=True))
 
-    def rows(self) -> Iterator[DetectionRow]:
-        """Yield one row per stage and region, where there are clean and adversarial images of the test."""
+    def rows(self) -> list[DetectionRow]:
+        """Return one row per stage and region, where there are clean and adversarial images of the test."""
+        from pixelsem.report.detection import tell_apart
+
+        found = list(self._rows())
+        sources = _sources_of(self.stages)
+        return tell_apart([row for _, row in found], [sources[name] for name, _ in found])
+
+    def _rows(self) -> Iterator[tuple[str, DetectionRow]]:
+        """Yield every row of :meth:`rows` behind its stage's name."""
         from pixelsem.metrics.detection import measure
         from pixelsem.metrics.success import sort_regions
 
@@ -103,7 +114,7 @@ class _Work:
             for region in sort_regions(record.region for record in test if record.region):
                 found = measure([r for r in test if r.region in (None, region)], self.confidence)
                 if found is not None:
-                    yield self._row(name, info, region, found)
+                    yield name, self._row(name, info, region, found)
 
     def flagged(self) -> Iterator[tuple[str, str, str, Rate]]:
         """Yield, for every stage of images of no attack, what was scored by what, and the share called adversarial."""
@@ -142,6 +153,7 @@ def _attack_of(stage: Stage) -> StageInfo | None:
     import msgspec
 
     from pixelsem.files import one_line
+    from pixelsem.metrics.setups import check_numbers
     from pixelsem.stage import StageInfo
     from pixelsem.yaml_files import read_yaml
 
@@ -149,12 +161,43 @@ def _attack_of(stage: Stage) -> StageInfo | None:
     if not file.is_file():
         return None
     try:
-        return msgspec.convert(read_yaml(file), StageInfo)
+        info = msgspec.convert(read_yaml(file), StageInfo)
     except msgspec.ValidationError as error:
         raise StageError(f"{file}: not a valid stage file: {one_line(error)}") from error
+    check_numbers(info, file)
+    return info
 
 
 def _detector_of(stage: Stage) -> tuple[str, str]:
     """Return what a stage's detector looks at, and what it was trained on."""
     model = stage.info.model or {}
     return str(model.get("features", "unknown")), str(model.get("trained_on", "unknown"))
+
+
+def _sources_of(stages: dict[str, Stage]) -> dict[str, Source]:
+    """Return for every stage what tells its rows from those of others."""
+    from pixelsem.report.detection import Source
+
+    digests = {name: _digest_of(stage) for name, stage in stages.items()}
+    asked = [field.name for kind in (EnsembleSettings, SplitSettings) for field in fields(kind)]
+    trained = {
+        digests[name]: {option: stage.info.options.get(option) for option in asked}
+        for name, stage in stages.items()
+        if stage.info.kind == "train-detector"
+    }
+    return {
+        name: Source(
+            trained.get(digests[name]), digests[name], stage.info.kind == "train-detector", stage.info.identity
+        )
+        for name, stage in stages.items()
+    }
+
+
+def _digest_of(stage: Stage) -> str:
+    """Return the digest of a stage's detector; of a training whose file cannot be read the stage's own."""
+    from pixelsem.defenses.detector import detector_digest
+
+    if stage.info.kind == "train-detector":
+        with suppress(OSError):
+            return detector_digest(stage.path)
+    return str((stage.info.model or {}).get("digest", stage.info.identity))

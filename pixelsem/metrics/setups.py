@@ -131,7 +131,7 @@ def check_numbers(info: StageInfo, file: Path) -> None:
         # Neither NaN nor a whole number that no float can hold is within the bounds.
         fits = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if value is not None and not fits:
-            raise StageError(f"{file}: `options: {name}` is no number ({_short(value)}); correct it there")
+            raise StageError(f"{file}: `options: {name}` is no number ({_short(value)[:40]}); correct it there")
 
 
 def search_identity(info: StageInfo, region: str | None = None) -> str:
@@ -213,7 +213,7 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
     others = [_flat(other, by_file) for other in alike]
     names = sorted({name for other in others for name in other})
     return [
-        _worded(name, mine.get(name))
+        worded(name, mine.get(name))
         for name in names
         if name not in _SHOWN
         and any(other.get(name) != mine.get(name) for other in others)
@@ -236,8 +236,8 @@ def _flat(setup: Setup, by_file: bool) -> dict[str, Any]:
     return own | setup.options | (setup.region_options or {}) | {"seed": setup.seed}
 
 
-def _worded(name: str, value: Any) -> str:
-    """Write an option much as it is typed, without its dashes."""
+def worded(name: str, value: Any) -> str:
+    """Write an option much as it is typed, without its dashes: ``phi=0.5``, ``no-early-stop``."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return name if value else f"no-{name}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from pixelsem.metrics.detection import Detection
 from pixelsem.metrics.intervals import Rate
+from pixelsem.metrics.setups import worded
 from pixelsem.report.tables import Cell, Column, Table, ends, level, with_ends
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class DetectionRow:
     :ivar delta: the attack's budget δ, where it has one; ``variant``, what else tells it from others in the table.
     :ivar features: what the detector looks at, e.g. ``spam (separate)``.
     :ivar trained_on: the attack that the detector was trained on; None where it was this very one.
+    :ivar detector: what tells the row from others that are about the same, e.g. ``seed=1``; None where none are.
     """
 
     network: str
@@ -34,6 +36,7 @@ class DetectionRow:
     features: str
     trained_on: str | None
     found: Detection
+    detector: str | None = None
 
     @property
     def label(self) -> str:
@@ -42,7 +45,57 @@ class DetectionRow:
         delta = None if self.delta is None else f"δ={self.delta:g}"
         other = None if self.trained_on is None else f"by {self.trained_on}"
         region = None if self.region == "original" else self.region
-        return ", ".join(part for part in (self.attack, pixels, delta, self.variant, region, other) if part)
+        parts = (self.attack, pixels, delta, self.variant, region, other, self.detector)
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row's scores are from, to tell it from other rows.
+
+    :ivar training: how the detector was trained, by option; None where that is not known.
+    :ivar detector: the detector's digest.
+    :ivar held_out: whether the images are those held out of its training, not others scored later.
+    :ivar stage: the digest of the stage that holds the scores.
+    """
+
+    training: Mapping[str, Any] | None
+    detector: str
+    held_out: bool
+    stage: str
+
+
+def tell_apart(rows: Sequence[DetectionRow], sources: Sequence[Source]) -> list[DetectionRow]:
+    """Return the rows with :attr:`DetectionRow.detector` filled in where several are about one attack and budget.
+
+    The budgets of one attack are named alike, so that they make one line of :func:`delta_table`.
+    """
+    lines: dict[tuple[Cell, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        lines.setdefault((*_about(row), row.trained_on), []).append(number)
+    told = list(rows)
+    for line in lines.values():
+        deltas = [rows[number].delta for number in line]
+        said = [""] * len(line)
+        for parts in _differences([sources[number] for number in line]):
+            more = [", ".join(filter(None, pair)) for pair in zip(said, parts, strict=True)]
+            # What tells no row from another is not said.
+            if len(set(zip(more, deltas, strict=True))) > len(set(zip(said, deltas, strict=True))):
+                said = more
+        for number, text in zip(line, said, strict=True):
+            told[number] = replace(rows[number], detector=text or None)
+    return told
+
+
+def _differences(sources: Sequence[Source]) -> Iterator[list[str]]:
+    """Yield what may tell sources apart, a text for each, the most telling first."""
+    known = [source.training for source in sources if source.training is not None]
+    if len(known) == len(sources):
+        names = [name for name in known[0] if any(one.get(name) != known[0][name] for one in known)]
+        yield [", ".join(worded(name, one.get(name)) for name in names) for one in known]
+    yield [source.detector[:6] for source in sources]
+    yield ["held out" if source.held_out else "scored" for source in sources]
+    yield [source.stage[:6] for source in sources]
 
 
 _ABOUT = (
@@ -53,12 +106,14 @@ _ABOUT = (
     Column("region", "Region", about=True),
     Column("features", "Features", about=True),
 )
+_DETECTOR = Column("detector", "Detector", about=True)
 
 
 def detection_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> Table:
     """Return detection, false alarms, P_E and the area under the ROC, one row per attack, region and detector."""
+    about, shown = _about_all(rows)
     columns = (
-        *_ABOUT,
+        *about,
         Column("delta", "δ", "number", 0 if all((row.delta or 0) % 1 == 0 for row in rows) else 2, about=True),
         Column("trained_on", "Detector trained on", about=True),
         Column("images", "Images", "count"),
@@ -73,7 +128,15 @@ def detection_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> T
         f"own threshold, and AUC: percentile bootstrap over images, {level(confidence)}, a clean image and its "
         "adversarial versions drawn together.",
     ]
-    return Table("detection", "Steganalysis-based detection", columns, [_cells(row) for row in rows], notes)
+    cells = [[*own, *_cells(row)] for own, row in zip(shown, rows, strict=True)]
+    return Table("detection", "Steganalysis-based detection", columns, cells, notes)
+
+
+def _about_all(rows: Sequence[DetectionRow]) -> tuple[list[Column], list[list[Cell]]]:
+    """Return the columns of what rows are about, and their cells: the detector's too where that tells rows apart."""
+    if any(row.detector for row in rows):
+        return [*_ABOUT, _DETECTOR], [[*_about(row), row.detector] for row in rows]
+    return [*_ABOUT], [_about(row) for row in rows]
 
 
 def _about(row: DetectionRow) -> list[Cell]:
@@ -83,7 +146,7 @@ def _about(row: DetectionRow) -> list[Cell]:
 def _cells(row: DetectionRow) -> list[Cell]:
     found = row.found
     return [
-        *_about(row), row.delta, row.trained_on, found.images, found.detected, found.false_alarms,
+        row.delta, row.trained_on, found.images, found.detected, found.false_alarms,
         *ends(found.error), *ends(found.area),
     ]  # fmt: skip
 
@@ -91,20 +154,26 @@ def _cells(row: DetectionRow) -> list[Cell]:
 def delta_table(rows: Sequence[DetectionRow], confidence: float = 0.95) -> Table | None:
     """Return the detection rates in the shape of dong2020's Table 2: one row per attack, one column per budget δ.
 
-    Detectors trained on another attack are left out, as are attacks without δ; None where nothing is left.
+    Detectors trained on another attack are left out, as are attacks without δ; None where nothing is left. Several
+    detectors of one attack and budget have a row each.
     """
     own = [row for row in rows if row.delta is not None and row.trained_on is None]
     deltas = sorted({row.delta for row in own if row.delta is not None})
     lines: dict[tuple[Cell, ...], dict[float, Rate]] = {}
-    for row in own:
+    about, shown = _about_all(own)
+    for cells, row in zip(shown, own, strict=True):
         if row.delta is not None:
-            lines.setdefault(tuple(_about(row)), {})[row.delta] = row.found.detected
+            lines.setdefault(tuple(cells), {})[row.delta] = row.found.detected
     if not lines:
         return None
-    columns = (*_ABOUT, *(Column(f"delta_{delta:g}", f"δ = {delta:g}", "rate") for delta in deltas))
-    cells = [[*about, *(rates.get(delta) for delta in deltas)] for about, rates in lines.items()]
-    notes = [f"The lower, the better the attack hides. One detector per attack and budget; Wilson {level(confidence)}."]
-    return Table("table2", "Detection rate of steganalysis-based detection (dong2020, Table 2)", columns, cells, notes)
+    columns = (*about, *(Column(f"delta_{delta:g}", f"δ = {delta:g}", "rate") for delta in deltas))
+    body = [[*cells, *(rates.get(delta) for delta in deltas)] for cells, rates in lines.items()]
+    several = "; several of one attack and budget have a row each" if _DETECTOR in about else ""
+    notes = [
+        "The lower, the better the attack hides. One detector per attack and budget"
+        f"{several}; Wilson {level(confidence)}."
+    ]
+    return Table("table2", "Detection rate of steganalysis-based detection (dong2020, Table 2)", columns, body, notes)
 
 
 def flagged_table(rows: Sequence[tuple[str, str, str, Rate]]) -> Table:
