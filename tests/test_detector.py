@@ -75,17 +75,6 @@ def test_it_knows_the_images_that_it_was_trained_on() -> None:
     assert not detector().knows("c" * 32)
 
 
-def test_a_file_from_before_adversarial_images_were_kept_is_read(tmp_path: Path) -> None:
-    tensors, header = parts()
-    whole = load_detector(write(tmp_path / "whole", tensors, header))
-    assert whole.made == {"01" * 16}
-    del tensors["made"]
-    read = load_detector(write(tmp_path / "older", tensors, header))
-    assert (read.seen, read.made) == (whole.seen, frozenset())
-    rows = np.random.default_rng(1).normal(size=(9, 686))
-    assert np.array_equal(read.score(rows, SPAM), whole.score(rows, SPAM))
-
-
 def test_equal_detectors_give_equal_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_detector(detector(), tmp_path / name)

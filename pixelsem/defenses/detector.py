@@ -45,8 +45,7 @@ class Detector:
     :ivar type: the features that it takes; ``version`` says how they were computed.
     :ivar attack: the attack that it was trained on, for people, and ``search``, the digest of what that did to whom.
     :ivar seen: the digests (:func:`pixelsem.images.pixel_digest`) of the clean images that it was trained on.
-    :ivar made: those of the adversarial images that it was trained on; none where the file is from before
-        they were kept.
+    :ivar made: those of the adversarial images that it was trained on.
     """
 
     ensemble: Ensemble
@@ -107,7 +106,6 @@ def load_detector(path: Path) -> Detector:
     if not path.is_file():
         raise PixelsemError(f"{path}: no such detector; `pixelsem defend detect train` makes one")
     header, tensors = _read(path)
-    tensors.setdefault("made", _packed(frozenset()))  # files from before it was kept
     type = FeatureType(header.kind, header.channels)
     problem = _problem(header, type, tensors)
     if problem is not None:
