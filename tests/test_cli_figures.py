@@ -172,6 +172,7 @@ class TestCharts:
         given = [FitnessCurves(setups[0], region, curves, mean_fitness(curves)) for region in REGIONS[:2]]
         figure = attack_figures(setups, given, lines=5)["fitness"]()
         first, _, last = figure.axes
+        assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
         assert len(first.lines) == 2 * 5 + 1
         assert first.lines[-1].get_ydata() == pytest.approx(np.mean(curves, 0))
         assert [line.get_label() for line in last.lines] == ["original", "foreground"]

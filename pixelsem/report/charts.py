@@ -28,6 +28,7 @@ from pixelsem.report.figures import (
     draw_scale,
     heat_limits,
     new_figure,
+    show_counts,
     show_legend,
     show_percent,
     style,
@@ -273,6 +274,7 @@ def _draw_fitness(fitness: Sequence[FitnessCurves], lines: int) -> Figure:
         draw_lines(last, [_mean_series(one) for one in own.values()], styles, markers=False)
         last.set_title("means" if row == 0 else "")
         axes[row, 0].set_ylabel(_folded(names[row], 30) if len(setups) > 1 else "")
+        show_counts(axes[row, 0], "x")
     for each in axes[-1]:
         each.set_xlabel("generation")
     figure.supylabel("best fitness", fontsize=9)

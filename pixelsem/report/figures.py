@@ -279,6 +279,12 @@ def show_percent(axes: Axes, axis: Literal["x", "y"] = "y") -> None:
     chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
+def show_counts(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """Mark an axis of counts at whole numbers alone."""
+    chosen = axes.xaxis if axis == "x" else axes.yaxis
+    chosen.set_major_locator(MaxNLocator(integer=True))
+
+
 def show_legend(figure: Figure, axes: Axes, *, title: str | None = None) -> None:
     """Write one legend for a figure of several axes, below them; ``axes`` names the series."""
     handles, labels = axes.get_legend_handles_labels()
