@@ -64,7 +64,7 @@ class RobustnessRow:
         about = describe_search(setup, self.region, self.goal)
         rates: list[Cell] = [found.right, found.before, found.after, found.survived]
         published = DONG2020.get((setup.attack, setup.options.get("delta", 0), self.defenses))
-        return [*about, self.defenses, *rates, None if published is None else published / 100]
+        return [*about, self.defenses, *rates, None if published is None else round(published / 100, 6)]
 
 
 def name_row(defenses: Sequence[Defense]) -> str:
