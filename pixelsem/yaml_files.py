@@ -19,8 +19,8 @@ def read_yaml(path: Path) -> Any:
     """Read one YAML document of plain data (mappings, lists, scalars).
 
     Aliases, tags, a key given twice and files over :data:`MAX_YAML_BYTES` are refused: the first two can make
-    a small file cost any amount of memory or run code, the third hides a mistake. Raises :class:`PixelsemError`,
-    one line that names the file and where in it.
+    a small file cost any amount of memory or run code, the third hides a mistake. Dates are text, as which folders
+    are often called. Raises :class:`PixelsemError`, one line that names the file and where in it.
     """
     try:
         with path.open("rb") as file:
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise PixelsemError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text; dates like 2026-13-13
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text; numbers like 0x_
         raise PixelsemError(f"{path}: not valid YAML: {one_line(error)}") from error
     except RecursionError as error:
         raise PixelsemError(f"{path}: not valid YAML: nested too deeply") from error
@@ -45,7 +45,18 @@ def dump_yaml(values: Any) -> str:
     return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+_DATE = "tag:yaml.org,2002:timestamp"
+
+
 class _PlainLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
+        first: [(tag, pattern) for tag, pattern in kinds if tag != _DATE]
+        for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag != _DATE
+    }
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]

@@ -120,6 +120,7 @@ def test_text_is_written_as_utf8(tmp_path: Path) -> None:
         ("a: 1\nb: [0.5, 1.0]\nc: {d: null}", {"a": 1, "b": [0.5, 1.0], "c": {"d": None}}),
         ("", None),
         ("name: 'λ'", {"name": "λ"}),
+        ("run: 2026-11-22\nat: 2026-13-45", {"run": "2026-11-22", "at": "2026-13-45"}),
     ],
 )
 def test_plain_yaml_is_read(tmp_path: Path, text: str, value: object) -> None:
@@ -142,7 +143,8 @@ def test_plain_yaml_is_read(tmp_path: Path, text: str, value: object) -> None:
         ("? [1]\n: 2", 1, "found unhashable key"),
         ("a: \x07", None, "special characters are not allowed"),
         ("[" * 5000, None, "nested too deeply"),
-        ("a: 2026-13-45", None, "month must be in 1..12"),
+        ("a: 0x_", None, "invalid literal for int"),
+        ("a: !!timestamp 2026-11-22", 1, "could not determine"),
     ],
 )
 def test_other_yaml_is_refused_in_one_line(tmp_path: Path, text: str, line: int | None, problem: str) -> None:
