@@ -60,7 +60,7 @@ class FeatureType:
     @property
     def version(self) -> str:
         """What tells features apart that are computed in another way; raises :class:`PixelsemError` as SRM needs."""
-        return _SPAM_VERSION if self.kind == "spam" else f"{self.kind}-sealwatch-{sealwatch_version()}"
+        return _SPAM_VERSION if self.kind == "spam" else f"{self.kind}-by-name-sealwatch-{sealwatch_version()}"
 
 
 @dataclass(frozen=True)

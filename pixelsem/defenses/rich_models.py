@@ -41,13 +41,13 @@ def sealwatch_version() -> str:
 def rich_model(plane: Plane, kind: RichModel) -> NDArray[np.float32]:
     """Return the rich model of one plane, uint8 [H, W] of at least 8×8 pixels, as float32 [34671] or [12753].
 
-    A few of its numbers may differ from one process to the next: sealwatch rounds residuals that floating-point sums
-    leave on the border of two steps.
+    Its submodels come in the order of their names: that in which sealwatch returns them is another one in every
+    process, as it goes through a set of texts.
     """
-    from sealwatch import srm, srmq1, tools
+    from sealwatch import srm, srmq1
 
-    extract = {"srm": srm.extract, "srmq1": srmq1.extract}[kind]
-    found: NDArray[np.float32] = np.asarray(tools.flatten(extract(plane)), np.float32)
+    submodels = {"srm": srm.extract, "srmq1": srmq1.extract}[kind](plane)
+    found = np.concatenate([submodels[name].ravel() for name in sorted(submodels)]).astype(np.float32)
     if found.shape != (RICH_SIZES[kind],):
         raise PixelsemError(
             f"{kind}: sealwatch {sealwatch_version()} gives {found.size} numbers, not {RICH_SIZES[kind]}"
