@@ -77,7 +77,8 @@ def test_rates_and_intervals_are_those_of_their_counts(page: str) -> None:
     for match in found:
         share, count, n = float(match[1]), int(match[2]), int(match[3])
         assert f"{share:.2f}" == f"{100 * count / n:.2f}", match[0]
-        if match[4] and match[0] not in known:
+        assert match[4], f"{match[0]}: without an interval"
+        if match[0] not in known:
             low, high = wilson(count, n)
             assert [f"{100 * low:.2f}", f"{100 * high:.2f}"] == [match[5], match[6]], match[0]
 
