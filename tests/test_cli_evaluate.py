@@ -285,6 +285,18 @@ def test_foreign_and_damaged_stages_are_named_and_the_others_computed(call, thre
     assert [row["region"] for row in rows_of(Path(result.stdout.strip()), "success")] == ["original", "background"]
 
 
+@pytest.mark.parametrize(("name", "value"), [("pixels", "x"), ("pixels", [1]), ("grow", "x"), ("shrink", [2])])
+def test_a_stage_with_a_damaged_number_is_named_and_the_others_computed(call, three, name, value):
+    stage = Stage.open(three[1])
+    stage.save(options=stage.info.options | {name: value})
+    said = f"{three[1] / 'stage.yaml'}: `options: {name}` is no number ("
+    assert said in problem(call(three[1]))
+    result = call(*three)
+    assert result.exit_code == 1
+    assert said in problem(result)
+    assert [row["region"] for row in rows_of(Path(result.stdout.strip()), "success")] == ["original", "background"]
+
+
 def test_only_foreign_stages(call, tmp_path):
     paths = [write_stage(tmp_path / n, StageInfo("segment", "segment", n * 64, {}, {})) for n in ("1", "2")]
     result = call(*paths)

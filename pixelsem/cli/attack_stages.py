@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.errors import InputError, PixelsemError, StageError
 from pixelsem.metrics.compact import Compactor
-from pixelsem.metrics.setups import AttackStage, Setup, combine
+from pixelsem.metrics.setups import AttackStage, Setup, check_numbers, combine
 from pixelsem.metrics.success import GOALS, Goal, image_of, select
 from pixelsem.records import AttackRecord
-from pixelsem.stage import Stage
+from pixelsem.stage import STAGE_FILE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,6 +151,7 @@ class AttackStages:
 
     def _add(self, path: Path) -> None:
         stage = Stage.open(path)
+        check_numbers(stage.info, path / STAGE_FILE)
         records: list[AttackRecord] = []
         places = self._places[str(path)] = array("q")
         for place, record in stage.placed_attack_records():

@@ -85,15 +85,12 @@ def evaluate_robustness(
     --defense. Only images count that the model gets right after the defence alone.
     """
     from pixelsem.cli.attack_stages import AttackStages
-    from pixelsem.metrics.setups import check_numbers
     from pixelsem.report.robustness import curves_of, draw_robustness, robustness_table
-    from pixelsem.stage import STAGE_FILE, digest
+    from pixelsem.stage import digest
 
     console = Console(quiet=options.quiet, as_json=options.json)
     given, transformed = _sorted(resolve_inputs(stages, options.run, ("attack",), note=console.note))
     attacks = AttackStages(given)
-    for stage, _ in attacks.stages:
-        check_numbers(stage.info, stage.path / STAGE_FILE)
     work = _Work(attacks, what, transformed)
     with console.progress("robustness", work.total) as bar:
         work.run(bar.update)

@@ -30,6 +30,9 @@ _MOVES = ("match_area", "grow", "shrink")
 
 _SHOWN = ("pixels", "constraint")
 
+#: What tables count with: the budget δ, finite; and whole numbers of pixels, that may change or that a border moves by.
+_NUMBERS: dict[str, Any] = {"delta": int | float, "pixels": int, "grow": int, "shrink": int}
+
 
 @dataclass(frozen=True)
 class AttackStage:
@@ -83,22 +86,30 @@ class Setup:
         """How the region binds, where the attack has a choice."""
         return self.options.get("constraint")
 
+    @property
+    def details(self) -> str:
+        """The variant, and before it the constraint where that is not the usual one: for what does not show this."""
+        usual = self.constraint in (None, "encode")
+        return ", ".join(filter(None, ["" if usual else worded("constraint", self.constraint), self.variant]))
+
 
 def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
     """Gather stages into setups; return them with notes on what was left out.
 
     Stages go together when model, attack and search are the same and no two of their records contradict
-    each other; a record that is there twice counts once. Attacks on the whole image do not depend on how the
-    regions were made: they count in every setup that they fit.
+    each other, those of one seed before others; a record that is there twice counts once. Attacks on the whole image
+    do not depend on how the regions were made: they count in every setup that they fit.
     """
     setups: list[Setup] = []
     notes: list[str] = []
-    for stage in sorted(stages, key=_is_whole):
+    seeds = [stage.info.seed for stage in stages]
+    for stage in sorted(stages, key=lambda stage: (_is_whole(stage), seeds.index(stage.info.seed))):
         own, repeated = _distinct(stage.records)
         if repeated:
             notes.append(f"{stage.name}: {repeated} records are there twice; the first of each counts")
         new = _setup_of(stage.info)
         fitting = [old for old in setups if _belongs(new, own, old)]
+        fitting = [old for old in fitting if old.seed == new.seed] or fitting
         if not fitting:
             fitting = [new]
             setups.append(new)
@@ -124,10 +135,10 @@ def name_attacks(infos: Sequence[StageInfo]) -> list[Setup]:
 def check_numbers(info: StageInfo, file: Path) -> None:
     """Raise :class:`StageError` where what tables take for a number of an attack's options, read of ``file``, is none.
 
-    These are the budget δ, finite, and the number of pixels, a whole one; either may be missing.
+    These are :data:`_NUMBERS`; each may be missing.
     """
-    delta, pixels = info.options.get("delta"), info.options.get("pixels")
-    for name, value, kinds in (("delta", delta, int | float), ("pixels", pixels, int)):
+    for name, kinds in _NUMBERS.items():
+        value = info.options.get(name)
         # Neither NaN nor a whole number that no float can hold is within the bounds.
         fits = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if value is not None and not fits:
@@ -267,13 +278,14 @@ def opposites(setups: Sequence[Setup], option: str, first: Any, second: Any) -> 
 def alike_but(setups: Sequence[Setup], *names: str) -> list[list[Setup]]:
     """Return groups of two or more setups that differ in nothing but ``names``: options of the region, or ``seed``.
 
-    Attacks on the whole image, which has no such options, are in no group.
+    Attacks on the whole image, which has no options of the region, are only in groups by ``seed``, where they are
+    alike to those with any.
     """
     groups: list[list[Setup]] = []
     for setup in setups:
-        if setup.region_options is None:
+        if setup.region_options is None and "seed" not in names:
             continue
-        group = next((group for group in groups if _but(group[0], names) == _but(setup, names)), None)
+        group = next((group for group in groups if _alike_but(group[0], setup, names)), None)
         if group is None:
             groups.append([setup])
         else:
@@ -281,6 +293,13 @@ def alike_but(setups: Sequence[Setup], *names: str) -> list[list[Setup]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _but(setup: Setup, names: Sequence[str]) -> tuple[Any, ...]:
-    region = {name: value for name, value in (setup.region_options or {}).items() if name not in names}
-    return (setup.attack, setup.model, setup.options, region, None if "seed" in names else setup.seed)
+def _alike_but(one: Setup, two: Setup, names: Sequence[str]) -> bool:
+    if (one.attack, one.model, one.options) != (two.attack, two.model, two.options):
+        return False
+    if "seed" not in names and one.seed != two.seed:
+        return False
+    return None in (one.region_options, two.region_options) or _but(one, names) == _but(two, names)
+
+
+def _but(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in (setup.region_options or {}).items() if name not in names}
