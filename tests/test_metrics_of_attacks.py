@@ -403,3 +403,32 @@ class TestRegionsCompared:
             "1": (2, 2), "2": (1, 2), "3": (0, 2), "4": (0, 2),
         }  # fmt: skip
         assert probabilities_table(setups[:1]).rows == []
+
+    def test_seeds_of_the_whole_image_are_compared_whether_or_not_regions_are_there(self):
+        front = run("front", {"foreground": "1"}, seed=0, **REGIONS)
+        whole = [
+            AttackStage(f"whole{seed}", info("original", seed=seed), run("", {"original": hits}, seed=seed).records)
+            for seed, hits in enumerate(("12", "1", "123"))
+        ]
+        for stages in (whole, [front, *whole]):
+            (row,) = seeds_table(combine(stages)[0]).rows
+            assert row[5:8] == ["original", 3, 4]
+            assert row[8:10] == pytest.approx([0.5, 0.25])
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+    def test_regions_attacked_with_the_same_seed_stand_together(self, order):
+        made = [
+            AttackStage(
+                f"{region}{seed}", info(region, seed=seed, **REGIONS), run("", {region: "1"}, seed=seed).records
+            )
+            for region in ("original", "background")
+            for seed in (0, 1)
+        ]
+        made += [
+            run("all0", {"foreground": "1"}, seed=0, **REGIONS),
+            run("all1", {"foreground": "2"}, seed=1, **REGIONS),
+        ]
+        setups, _ = combine([*(made[place] for place in order), *made[4:]])
+        assert sorted((setup.seed, sorted(setup.stages)) for setup in setups) == [
+            (seed, [f"all{seed}", f"background{seed}", f"original{seed}"]) for seed in (0, 1)
+        ]
