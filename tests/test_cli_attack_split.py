@@ -40,6 +40,19 @@ def split(*arguments: str | Path, code: int = 0) -> Any:
     return call("attack", "split", *arguments, code=code)
 
 
+def segmentation(*flagged: int) -> Path:
+    """Make a segmentation stage of the masks, those of some images flagged."""
+    path = Path("pixelsem-run/segment-a")
+    info = StageInfo("segment", "segment images", "abc", {}, {"images": os.path.relpath("photos", path)})
+    made = Stage.create(path, info)
+    shutil.copytree("masks", path / "masks")
+    for number in range(4):
+        name = f"red/{number}.png"
+        flags = ["degenerate-foreground"] if number in flagged else []
+        made.append(SegmentRecord(name, name, f"masks/{name}", "binary", 0.25, flags))
+    return path
+
+
 def records(stage: str | Path) -> dict[str, AttackRecord]:
     return {record.id: record for record in open_stage(stage).attack_records()}
 
@@ -101,13 +114,7 @@ def test_equal_areas_are_equal(stage: Path) -> None:
 
 def test_the_newest_masks_of_the_same_images_are_taken(stage: Path) -> None:
     assert "holds no masks; give --masks" in split(stage, code=2).stderr
-    path = Path("pixelsem-run/segment-a")
-    info = StageInfo("segment", "segment images", "abc", {}, {"images": os.path.relpath("photos", path)})
-    made = Stage.create(path, info)
-    shutil.copytree("masks", path / "masks")
-    for number in range(4):
-        name = f"red/{number}.png"
-        made.append(SegmentRecord(name, name, f"masks/{name}", "binary", 0.25, []))
+    path = segmentation()
     done = split(stage)
     assert f"masks: {path}" in done.stderr
     assert {record.region_pixels for record in records(done.stdout.strip()).values()} == {16}
@@ -118,6 +125,18 @@ def test_the_stages_own_masks_come_first(stage: Path) -> None:
     done = split(both)
     assert {record.region_pixels for record in records(done.stdout.strip()).values()} == {16}
     assert "masks" not in open_stage(done.stdout.strip()).info.inputs
+
+
+def test_masks_that_were_flagged_stay_so_in_the_attack(stage: Path) -> None:
+    masks = segmentation(2)
+    both = attack("--region", "all", "--masks", str(masks))
+    for own in ((), ("--masks", masks)):
+        made = records(split(both, *own).stdout.strip())
+        assert {name: record.outcome for name, record in made.items()} == {
+            f"red/{number}.png": "flagged-mask" if number == 2 else "attacked" for number in range(4)
+        }
+    used = split(both, "--flagged", "use").stdout.strip()
+    assert {record.outcome for record in records(used).values()} == {"attacked"}
 
 
 def test_its_own_stage_file_repeats_it(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,23 +38,24 @@ class StageOwnMasks(MaskSource):
         super().__init__(stage.path)
         self._stage = stage
         records = stage.attack_records()
-        self._names = {r.id: r.mask for r in records if r.region == "foreground" and r.mask is not None}
+        self._records = {r.id: r for r in records if r.region == "foreground" and r.mask is not None}
         # With --match-area the masks are only a part of the foreground.
-        if not self._names or stage.info.options.get("match_area"):
+        if not self._records or stage.info.options.get("match_area"):
             raise PixelsemError(
                 f"{stage.path}: holds no masks; give --masks DIR, say a stage of `pixelsem segment` of the same images"
             )
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._names
+        return image_id in self._records
 
     def find(self, image_id: str) -> MaskEntry | None:
         """Read the mask of the image ``image_id``; see :meth:`MaskSource.find`."""
-        name = self._names.get(image_id)
-        if name is None:
+        record = self._records.get(image_id)
+        if record is None or record.mask is None:
             return None
-        path = self._stage.resolve(name)
-        return MaskEntry(path, read_mask(path), "binary")
+        path = self._stage.resolve(record.mask)
+        flags = ("degenerate-foreground",) if record.outcome == "flagged-mask" else ()
+        return MaskEntry(path, read_mask(path), "binary", flags)
 
 
 @dataclass(frozen=True)
