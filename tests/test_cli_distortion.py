@@ -69,6 +69,12 @@ def test_failed_tries_count_where_their_pixels_are_known(call, tmp_path):
     assert float(every["l2_0_to_255"]) == pytest.approx((10 * math.sqrt(3 * SIZE) + 5) / 2)
 
 
+def test_a_constraint_that_is_not_the_usual_one_is_told(call, tmp_path):
+    stages = [make_stage(tmp_path / one, {"cat/1.png": 10}, constraint=one) for one in ("encode", "revert")]
+    assert call(*stages, "-o", tmp_path / "out").exit_code == 0
+    assert [row["variant"] for row in rows_of(tmp_path / "out")] == ["", "constraint=revert"]
+
+
 def test_common_counts_images_that_every_stage_attacked(call, tmp_path):
     first = make_stage(tmp_path / "a", {"cat/1.png": 10, "cat/2.png": 50})
     second = make_stage(tmp_path / "b", {"cat/2.png": 20, "cat/3.png": 20}, name="nin")

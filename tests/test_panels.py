@@ -359,6 +359,11 @@ class TestCommand:
             ("cat/2.png", "1 px"), ("cat/2.png", "3 px"),
         ]  # fmt: skip
 
+    def test_a_constraint_that_is_not_the_usual_one_is_told(self, call, tmp_path):
+        made = [make_stage(tmp_path / c, [record(to="dog")], "original", constraint=c) for c in ("encode", "revert")]
+        rows = json.loads(call(*made, "--json").stdout)["rows"]
+        assert [row["search"] for row in rows] == ["1 px", "1 px constraint=revert"]
+
     def test_distances_are_stated(self, call, tmp_path):
         stage = make_attack(tmp_path / "a", "pgd", {"cat/1.png": 51})
         (row,) = loaded(stage, l2=True)

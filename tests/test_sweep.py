@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,17 @@ class TestAxes:
     def test_seeds_are_told_apart(self):
         points, _, _ = place(setups({"tau": 0.1, "seed": 1}, {"tau": 0.2, "seed": 2}))
         assert [point.rest for point in points] == ["seed=1", "seed=2"]
+
+    def test_networks_of_one_name_are_told_apart(self):
+        stages = [
+            AttackStage(f"{digest}{tau}", replace(made, model={"name": "allconv", "digest": digest * 32}), [record()])
+            for digest, file in (("ab", None), ("cd", "a.pt"))
+            for tau in (0.1, 0.2)
+            for made in (info(tau=tau, weights=file, early_stop=tau > 0.1),)
+        ]
+        points, x, _ = place(combine(stages)[0], "tau", "early_stop")
+        assert x == "tau"
+        assert [point.rest for point in points] == ["weights=default"] * 2 + ["weights=a.pt"] * 2
 
     @pytest.mark.parametrize(
         ("options", "axes", "said"),

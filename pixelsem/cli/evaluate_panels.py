@@ -245,7 +245,7 @@ def _setup_name(setup: Setup, setups: Sequence[Setup]) -> str:
     pixels = None if setup.pixels is None else f"{setup.pixels} px"
     network = setup.network if len({each.network for each in setups}) > 1 else None
     attack = setup.attack if len({each.attack for each in setups}) > 1 else None
-    return " ".join(filter(None, [network, attack, pixels, setup.variant])) if len(setups) > 1 else ""
+    return " ".join(filter(None, [network, attack, pixels, setup.details])) if len(setups) > 1 else ""
 
 
 def _matched(groups: Sequence[list[_Line]]) -> list[list[_Line]]:

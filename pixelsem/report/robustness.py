@@ -50,7 +50,7 @@ class RobustnessRow:
         pixels = None if self.setup.pixels is None else f"{self.setup.pixels} px"
         region = None if self.region == "original" else self.region
         goal = None if self.goal == "untargeted" else self.goal
-        return " ".join(filter(None, [self.setup.network, self.setup.attack, pixels, region, goal, self.setup.variant]))
+        return " ".join(filter(None, [self.setup.network, self.setup.attack, pixels, region, goal, self.setup.details]))
 
     @property
     def defenses(self) -> str:

@@ -28,8 +28,8 @@ def describe(setup: Setup, *, without: Sequence[str] = ()) -> list[Cell]:
 
 
 def describe_search(setup: Setup, region: str, goal: str) -> list[Cell]:
-    """Return the cells of :data:`SEARCH`."""
-    return [setup.network, setup.attack, setup.pixels, setup.variant or None, region, goal]
+    """Return the cells of :data:`SEARCH`; as it has no constraint, the variant says one that is not the usual."""
+    return [setup.network, setup.attack, setup.pixels, setup.details or None, region, goal]
 
 
 def each_region(setups: Sequence[Setup]) -> Iterator[tuple[Setup, str]]:
