@@ -194,6 +194,10 @@ def test_segmenter_names_what_does_not_fit(tmp_path: Path) -> None:
         GrabCut(settings, ["a.jpg"])([scene()[0]], ["a.jpg"])
     with pytest.raises(InputError, match=r"b\.jpg: the rectangle leaves no background"):
         GrabCut(GrabCutSettings(rect=(0, 0, 1, 1)), ["b.jpg"])([scene()[0]], ["b.jpg"])
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError) as found:
+        GrabCut(settings, ["a.jpg"])([scene()[0]], ["a.jpg"])
+    assert str(found.value) == f"{tmp_path / 'a.png'}: not an image that can be read"
 
 
 def test_methods_are_opened_by_name() -> None:
@@ -314,6 +318,19 @@ def test_segmenter_starts_from_masks_by_name_and_knows_their_content(tmp_path: P
     assert GrabCut(settings, ["cat/a.jpg", "cat/b.jpg"]).identity != before
     with pytest.raises(PixelsemError, match="no mask there is named as one of the images"):
         GrabCut(settings, ["dog.jpg"])
+
+
+def test_a_mask_to_start_from_that_cannot_be_read_is_its_images_problem_alone(tmp_path: Path) -> None:
+    image, left, _ = two_discs()
+    write_image(tmp_path / "a.png", left)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    segmenter = GrabCut(GrabCutSettings(upscale=0, prior=tmp_path), ["a.jpg", "b.jpg"])
+    assert iou(segmenter([image], ["a.jpg"])[0] == 255, left) > 0.95
+    with pytest.raises(InputError, match=r"b\.png: not an image that can be read"):
+        segmenter([image], ["b.jpg"])
+    before = segmenter.identity
+    write_image(tmp_path / "b.png", left)
+    assert GrabCut(segmenter.settings, ["a.jpg", "b.jpg"]).identity != before
 
 
 class FakeNetwork:

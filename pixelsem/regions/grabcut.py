@@ -223,9 +223,10 @@ class GrabCut:
 
     def _mask(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.uint8]:
         path = self._hints.get(image_id)
+        hints = None if path is None else read_hints(path)
         prior = None if self._prior is None else self._prior.find(image, image_id)
         try:
-            inside = grabcut(image, self.settings, None if path is None else read_hints(path), prior)
+            inside = grabcut(image, self.settings, hints, prior)
         except InputError as error:
             raise InputError(f"{path}: {error}" if path is not None else f"{image_id}: {error}") from error
         return np.where(inside, 255, 0).astype(np.uint8)
@@ -253,12 +254,7 @@ class _MaskPrior:
 
     def __init__(self, source: MaskSource, ids: Sequence[str]) -> None:
         self._source = source
-        entries = ((image_id, source.find(image_id)) for image_id in ids)
-        self._contents = {
-            image_id: hashlib.sha256(to_prior(entry.values, entry.kind, entry.threshold).tobytes()).hexdigest()
-            for image_id, entry in entries
-            if entry is not None
-        }
+        self._contents = {image_id: self._digest(image_id) for image_id in ids if image_id in source}
         if ids and not self._contents:
             raise PixelsemError(f"{source.path}: no mask there is named as one of the images")
 
@@ -267,12 +263,22 @@ class _MaskPrior:
         """The masks by content."""
         return self._contents
 
-    def find(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.floating]:
-        """Return the mask, float32 [H, W] in [0, 1]; raises :class:`InputError` where there is none."""
+    def _digest(self, image_id: str) -> str:
+        """Return the sha256 of a mask; of one that cannot be read, which its image's turn tells, an empty text."""
+        try:
+            return hashlib.sha256(self._read(image_id).tobytes()).hexdigest()
+        except InputError:
+            return ""
+
+    def _read(self, image_id: str) -> NDArray[np.floating]:
         entry = self._source.find(image_id)
         if entry is None:
             raise InputError(f"{image_id}: has no mask in {self._source.path} to start from")
         return to_prior(entry.values, entry.kind, entry.threshold)
+
+    def find(self, image: NDArray[np.uint8], image_id: str) -> NDArray[np.floating]:
+        """Return the mask, float32 [H, W] in [0, 1]; raises :class:`InputError` where none can be read."""
+        return self._read(image_id)
 
 
 def _open_prior(settings: GrabCutSettings, ids: Sequence[str]) -> _MaskPrior | _SaliencyPrior | None:
