@@ -126,6 +126,15 @@ def test_regions_bind_both(photos: Path) -> None:
         assert (pixels[0] == pixels[1])[:, SIDE // 2 :].all()
 
 
+def test_fit_takes_the_newest_masks_of_the_same_images(photos: Path) -> None:
+    segment = ["segment", "photos", "--prior", "masks", "--upscale", "0", "-q"]
+    masks = CliRunner().invoke(app, segment, prog_name="pixelsem").stdout.strip()
+    region = ("--region", "foreground", "--flagged", "use", "--steps", "1")
+    done = call("fit", "photos", *region)
+    assert f"masks: {masks}" in done.stderr
+    assert call("fit", "photos", *region, "--masks", masks).stdout == done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,6 +146,7 @@ def test_regions_bind_both(photos: Path) -> None:
         (("fit", "photos", "--region", "foreground"), "needs masks"),
         (("fit", "photos", "--labels", "predicted", "--target", "red"), "7 of the target's class"),
         (("fit", "photos", "--target", "pink"), "pink"),
+        (("fit", "photos", "--steps", "1", "--seed", str(2**64)), "seed"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(photos: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -14,7 +14,7 @@ from pixelsem.attacks.settings import RegionOptions
 from pixelsem.attacks.settings_patches import PATCH_FILE, PatchFitSettings, PatchGoalOptions
 from pixelsem.cli.console import Bar, Console
 from pixelsem.cli.groups import group_with_default
-from pixelsem.cli.inputs import resolve_inputs
+from pixelsem.cli.inputs import find_masks, resolve_inputs
 from pixelsem.cli.options import OutputOptions, SelectionOptions, expand
 from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
 from pixelsem.errors import PixelsemError
@@ -81,8 +81,7 @@ def fit(
         raise PixelsemError(f"{len(paths)} inputs given; one folder or stage at a time")
     source = open_images(paths[0])
     items = select(source.items, selection.limit, selection.sample, selection.seed)
-    segmented = source.stage is not None and source.stage.info.kind == "segment" and region.region != "original"
-    masks = paths[0] if segmented and region.masks is None else region.masks
+    masks = find_masks(source, region, output.run, console.note)
     classifier = load(model)
     labels = Labels(goal.labels, classifier.class_names)
     target = None if goal.target is None else labels.index(goal.target, "--target")

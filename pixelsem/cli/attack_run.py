@@ -15,7 +15,7 @@ import typer
 from pixelsem.attacks.registry import AttackInfo
 from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOptions, GoalOptions, RegionOptions
 from pixelsem.cli.console import Console
-from pixelsem.cli.inputs import newest_stage, resolve_inputs
+from pixelsem.cli.inputs import find_masks, resolve_inputs
 from pixelsem.cli.options import EngineOptions, OutputOptions, SelectionOptions, ShardOptions
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
 from pixelsem.engine.shards import take
@@ -106,22 +106,8 @@ class AttackCommand:
             raise PixelsemError(f"{len(paths)} inputs given; an attack takes one folder, image or stage at a time")
         source = open_images(paths[0])
         items = select(source.items, self.selection.limit, self.selection.sample, self.selection.seed)
-        return _Inputs(paths[0], source, items, self._masks(source))
-
-    def _masks(self, source: ImageSource) -> Path | None:
-        """Return where masks come from: --masks, the input stage itself, or the newest stage of the same images."""
-        if self.region.regions == ("original",) or self.region.masks is not None:
-            return self.region.masks
-        if source.stage is not None and source.stage.info.kind == "segment":
-            return source.stage.path
-
-        def same_images(stage: Stage) -> bool:
-            return (stage.path / stage.info.inputs.get("images", "")).resolve() == source.root.resolve()
-
-        newest = newest_stage(self.output.run, ("segment",), same_images)
-        if newest is not None:
-            self.console.note(f"masks: {newest}")
-        return newest
+        masks = find_masks(source, self.region, self.output.run, self.console.note)
+        return _Inputs(paths[0], source, items, masks)
 
     def _classifier(self) -> Classifier:
         classifier = load(self.model)

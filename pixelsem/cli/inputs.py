@@ -7,9 +7,14 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pixelsem.errors import PixelsemError, StageError
 from pixelsem.stage import MANIFEST_FILE, STAGE_FILE, Stage
+
+if TYPE_CHECKING:
+    from pixelsem.attacks.settings import RegionOptions
+    from pixelsem.sources import ImageSource
 
 
 def resolve_inputs(
@@ -66,6 +71,25 @@ def newest_stage(run: Path, kinds: Sequence[str], fits: Callable[[Stage], bool] 
         except StageError:
             continue
     return None
+
+
+def find_masks(source: ImageSource, region: RegionOptions, run: Path, note: Callable[[str], None]) -> Path | None:
+    """Return where an attack's masks come from: --masks, the input stage itself, or the newest of the same images.
+
+    None where its region needs none, or there are none below ``run``; a stage that was found is told to ``note``.
+    """
+    if region.regions == ("original",) or region.masks is not None:
+        return region.masks
+    if source.stage is not None and source.stage.info.kind == "segment":
+        return source.stage.path
+
+    def same_images(stage: Stage) -> bool:
+        return (stage.path / stage.info.inputs.get("images", "")).resolve() == source.root.resolve()
+
+    newest = newest_stage(run, ("segment",), same_images)
+    if newest is not None:
+        note(f"masks: {newest}")
+    return newest
 
 
 def _written(stage: Path) -> tuple[int, str]:

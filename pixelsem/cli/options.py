@@ -37,7 +37,8 @@ class SelectionOptions(Settings):
 
     limit: int | None = option(None, "Take the first N images (by relative path).", low=1)
     sample: int | None = option(None, "Take N images drawn at random by --seed.", low=1)
-    seed: int = option(0, "Seed of everything that is drawn.", low=0)
+    # 64 bits: what a generator takes as a part of its key.
+    seed: int = option(0, "Seed of everything that is drawn.", low=0, high=2**64 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
