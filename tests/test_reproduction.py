@@ -149,6 +149,18 @@ def test_detectors_are_made_of_the_photos_of_both_folders(tmp_path: Path) -> Non
     assert [call[1] for call in calls if call[0] == "evaluate"] == ["detection"] * 3
 
 
+def test_every_attack_is_of_the_images_that_its_name_says(tmp_path: Path) -> None:
+    given = ["--cifar", "cifar", "--photos", "photos", "--hardened", "train"]
+    attacks = {Path(call[-1]).name: call for call in calls_of(tmp_path, *given, *all_parts()) if call[0] == "attack"}
+    sources = {"photos": "photos", "detection": "reproduction/detection-photos", "cifar": "cifar/test"}
+    split = {name for name, call in attacks.items() if call[1] == "split"}
+    named = {name: call for name, call in attacks.items() if name.split("-")[0] in sources and name not in split}
+    assert len(named) > 100
+    for name, call in named.items():
+        taken = [argument for argument in call[:-1] if argument in sources.values() or argument.endswith("-u2netp")]
+        assert taken in ([sources[name.split("-")[0]]], ["reproduction/photos-u2netp"]), call
+
+
 def test_results_are_made_of_stages_that_were_made_before_and_are_of_the_right_kind(tmp_path: Path) -> None:
     given = ["--cifar", "cifar", "--photos", "photos", "--hardened", "train"]
     kinds = {"masks": "segment", "occlusion": "segment", "detection": "defend"}

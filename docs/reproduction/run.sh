@@ -342,7 +342,7 @@ detect() {
     made+=("$out/detector-$1")
 }
 cifar_detection() {
-    local name made=()
+    local name made=() set source # the photos' are as they were afterwards
     cifar_images
     few-pixel_stages
     for name in fgm i-fgm sai-fgm cfr; do
