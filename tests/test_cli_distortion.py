@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def test_failed_tries_count_where_their_pixels_are_known(call, tmp_path):
     assert float(every["l0_pixels"]) == (SIZE + 1) / 2
     assert float(every["l1_0_to_255"]) == (10 * 3 * SIZE + 7) / 2
     assert float(every["l2_0_to_255"]) == pytest.approx((10 * math.sqrt(3 * SIZE) + 5) / 2)
+
+
+def test_targets_of_one_image_are_one_image(call, tmp_path):
+    levels = {"cat/1.png": 10, "cat/2.png": 30}
+    once = make_stage(tmp_path / "once", levels)
+    tried = [(image, target) for image in levels for target in ("dog", "ship")]
+    records = [record(image, to="dog", height=SIZE, width=SIZE, target=target) for image, target in tried]
+    more = write_stage(tmp_path / "more", info(targeted=True), *records)
+    for folder in ("clean", "images"):
+        shutil.copytree(once / folder, more / folder)
+    found = []
+    for stage in (once, more):
+        assert call(stage, "-o", tmp_path / "out").exit_code == 0
+        (row,) = rows_of(tmp_path / "out")
+        norms = rows_of(tmp_path / "out", "norms")
+        found.append((row["images"], [[one[key] for key in ("mean", "mean_low", "mean_high", "n")] for one in norms]))
+    assert found[0] == found[1]
+    assert found[0][0] == "2"
 
 
 def test_a_constraint_that_is_not_the_usual_one_is_told(call, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from attack_stages import info, record
 from scipy.optimize import minimize_scalar
 
-from pixelsem.metrics import areas, classes, effort, ranks, repeats
-from pixelsem.metrics.bootstrap import bootstrap, bootstrap_each, draws
+from pixelsem.metrics import areas, classes, effort, ranks, repeats, vulnerability
+from pixelsem.metrics.bootstrap import bootstrap, bootstrap_by_image, bootstrap_each, draws
 from pixelsem.metrics.setups import AttackStage, alike_but, combine
 from pixelsem.records import AttackRecord
 from pixelsem.report.areas import borders, borders_table, density_table, matched_table, probabilities_table, seeds_table
@@ -233,6 +233,47 @@ def test_bootstrapping_columns_at_once_is_bootstrapping_each():
     for column, expected in enumerate(map(bootstrap, values.T)):
         found = (means[column], low[column], high[column])
         assert found == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_values_of_one_image_are_drawn_together():
+    values = np.random.default_rng(2).normal(size=30)
+    alone = bootstrap(values)
+    # Four times the same values of the same images tell nothing new.
+    for times in (1, 4):
+        found = bootstrap_by_image(np.tile(values, times), [*range(30)] * times)
+        assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+        assert found.n == 30
+    # A mean over values, of which some images have more.
+    uneven = bootstrap_by_image(np.array([1.0, 1.0, 1.0, 5.0]), ["a", "a", "a", "b"])
+    assert (uneven.value, uneven.low, uneven.high, uneven.n) == (2, 1, 5, 2)
+
+
+def test_targets_that_say_the_same_leave_every_interval_as_it_is():
+    """Nine targets of an image that all go alike are as one: no interval may be narrower for them."""
+    rng = np.random.default_rng(3)
+    hit, cost = rng.random(20) < 0.6, rng.integers(100, 900, 20).tolist()
+    one, nine = (
+        [
+            record(
+                f"{n}.png", target=target, to="dog" if hit[n] else None, candidates=cost[n], vulnerable_pixels=cost[n]
+            )
+            for n in range(20)
+            for target in targets
+        ]
+        for targets in (["a"], list("abcdefghi"))
+    )
+
+    def ends(records):
+        spent = effort.effort(records, "original", "targeted").evaluations
+        left = ranks.original_classes(records, "original", "targeted", succeeded=False)
+        dense = vulnerability.density(records)
+        return [
+            *(spent.low, spent.high, spent.n),
+            *(left.decrease[1].low, left.decrease[1].high, left.within[1, 3].low, left.within[1, 3].high),
+            *(dense.images.low, dense.images.high, dense.density.low, dense.density.high),
+        ]
+
+    assert ends(nine) == pytest.approx(ends(one))
 
 
 def test_draws_draw_as_many_as_there_are():

@@ -82,9 +82,9 @@ def _rows(group: Group, device: str, failures: dict[str, str], confidence: float
     found = measure_searches(group, device, failures)
     hits = {search.record.key for search in group.attacked if search.record.success}
     names, asr = describe_search(group.setup, group.region, group.goal), success_rate(group, confidence)
-    yield DistortionRow(names, "successes", asr, [one for key, one in found.items() if key in hits])
+    yield DistortionRow(names, "successes", asr, {key: one for key, one in found.items() if key in hits})
     if len(hits) < len(found) == len(group.attacked):
-        yield DistortionRow(names, "all tries", asr, list(found.values()))
+        yield DistortionRow(names, "all tries", asr, found)
 
 
 def success_rate(group: Group, confidence: float) -> Rate | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,18 @@ def bootstrap(values: Array, confidence: float = 0.95, statistic: Callable[[Arra
         return Estimate(value, None, None, len(rows))
     ends = np.quantile(_resampled(rows, statistic), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(ends[0]), float(ends[1]), len(rows))
+
+
+def bootstrap_by_image(values: Array, images: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
+    """Return the mean of ``values`` [M] with its interval where several of them are of one of ``images`` [M].
+
+    Several targets, or several searches, of one image are not independent: images are drawn, each with all of its
+    values. M ≥ 1; ``n`` is how many images there are. With one value per image this is :func:`bootstrap`.
+    """
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    place = [numbers[image] for image in images]
+    rows = np.stack([np.bincount(place, values), np.bincount(place)], axis=1).astype(np.float64)
+    return bootstrap(rows, confidence, lambda means: means[..., 0] / means[..., 1])
 
 
 def bootstrap_each(values: Array, confidence: float = 0.95) -> tuple[Array, Array | None, Array | None]:

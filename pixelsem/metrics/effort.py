@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelsem.metrics.bootstrap import Estimate, bootstrap, bootstrap_each
+from pixelsem.metrics.bootstrap import Estimate, bootstrap_by_image, bootstrap_each
 from pixelsem.metrics.intervals import Rate, clustered_rate
-from pixelsem.metrics.success import Goal, attacked, image_of, select, successes_by_image
+from pixelsem.metrics.success import Goal, Image, attacked, image_of, select, successes_by_image
 from pixelsem.records import AttackRecord
 
 Curve = NDArray[np.floating[Any]]
@@ -41,17 +41,20 @@ def effort(records: Sequence[AttackRecord], region: str, goal: Goal, confidence:
     if not searches:
         return None
     hits = [record for record in searches if record.success]
-    distortions = [found for record in hits if (found := distortion(record)) is not None]
-    reached = [count for count, _ in successes_by_image(searches).values()] if goal == "targeted" else []
+    distortions = [(image_of(record), found) for record in hits if (found := distortion(record)) is not None]
+    reached = {image: count for image, (count, _) in successes_by_image(searches).items()}
     return Effort(
-        evaluations=_mean([record.candidates for record in hits], confidence),
+        evaluations=_mean([(image_of(record), record.candidates) for record in hits], confidence),
         distortion=_mean(distortions, confidence),
-        target_classes=_mean(reached, confidence),
+        target_classes=_mean(list(reached.items()), confidence) if goal == "targeted" else None,
     )
 
 
-def _mean(values: Sequence[float], confidence: float) -> Estimate | None:
-    return bootstrap(np.array(values, np.float64), confidence) if values else None
+def _mean(values: Sequence[tuple[Image, float]], confidence: float) -> Estimate | None:
+    if not values:
+        return None
+    images, numbers = zip(*values, strict=True)
+    return bootstrap_by_image(np.array(numbers, np.float64), images, confidence)
 
 
 def distortion(record: AttackRecord) -> float | None:

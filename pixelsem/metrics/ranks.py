@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelsem.metrics.bootstrap import Estimate, bootstrap
+from pixelsem.metrics.bootstrap import Estimate, bootstrap_by_image
 from pixelsem.metrics.intervals import Rate, clustered_rate
-from pixelsem.metrics.success import Goal, attacked, select
+from pixelsem.metrics.success import Goal, Image, attacked, image_of, select
 from pixelsem.records import AttackRecord
 
 #: How many of the original classes are looked at: the best, the best three and all five that a record holds.
@@ -41,8 +41,8 @@ def original_classes(
 ) -> OriginalClasses | None:
     """Return Table III's numbers over the searches that succeeded, or over those that did not; None without any.
 
-    Each search counts as an image: those towards several targets count apart. A k beyond the number of classes
-    is left out.
+    Each search counts as an image: those towards several targets count apart, but no interval takes them for
+    independent. A k beyond the number of classes is left out.
     """
     chosen = [
         record
@@ -61,10 +61,12 @@ def original_classes(
 class _OfBest:
     """What became of the best classes of N searches, best first; float64 [N, 5], NaN where that is not recorded.
 
+    :ivar images: which image each search is of.
     :ivar lost: confidence before minus after.
     :ivar rank: afterwards, from 1.
     """
 
+    images: Sequence[Image]
     lost: NDArray[np.float64]
     rank: NDArray[np.float64]
 
@@ -77,17 +79,22 @@ class _OfBest:
             for column, (name, share) in enumerate(record.before.top5[: max(ORIGINAL)]):
                 if name in left:
                     found[:, row, column] = share - left[name][0], left[name][1]
-        return cls(*found)
+        return cls([image_of(record) for record in records], *found)
 
     def _known(self, k: int) -> NDArray[np.bool_]:
         """Return of which searches there is something recorded of each of the best k; bool [N]."""
         return np.asarray(~np.isnan(self.rank[:, :k]).any(1))
 
     def decrease(self, k: int, confidence: float) -> Estimate | None:
-        means = self.lost[self._known(k), :k].mean(1)
-        return bootstrap(means, confidence) if len(means) else None
+        known = self._known(k)
+        images = [image for image, there in zip(self.images, known, strict=True) if there]
+        return bootstrap_by_image(self.lost[known, :k].mean(1), images, confidence) if images else None
 
     def within(self, k: int, m: int, confidence: float) -> Rate | None:
         known = self._known(k)
         hits = np.where(known, (self.rank[:, :k] <= m).sum(1), 0)
-        return clustered_rate(list(zip(hits.tolist(), (k * known).tolist(), strict=True)), confidence)
+        by_image: dict[Image, tuple[int, int]] = {}
+        for image, own, tried in zip(self.images, hits.tolist(), (k * known).tolist(), strict=True):
+            before = by_image.get(image, (0, 0))
+            by_image[image] = (before[0] + own, before[1] + tried)
+        return clustered_rate(list(by_image.values()), confidence)

@@ -32,7 +32,8 @@ def ranks_table(setups: Sequence[Setup], confidence: float = 0.95) -> Table:
         "Conf.-Decrease-topk: confidence before minus after, mean over the original k best classes and the images; "
         f"percentile bootstrap over images, {level(confidence)}.",
         "Ori-topk-in-topm: image × class pairs whose class, one of the original k best, is among the m best after the "
-        "attack; the interval stands on the effective number of pairs. Targeted: every search counts as an image.",
+        "attack; the interval stands on the effective number of pairs. Targeted: every search counts as an image, but "
+        "intervals are by image.",
     ]
     return Table("table3", "What became of the original classes (wang2021, Table III)", columns, rows, notes)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from pixelsem.metrics.bootstrap import bootstrap
+from pixelsem.metrics.bootstrap import bootstrap_by_image
 from pixelsem.metrics.distortion import LARGEST, Distortion, Summary, summarize
 from pixelsem.metrics.intervals import Rate
 from pixelsem.report.setups import SEARCH
@@ -40,12 +40,18 @@ class DistortionRow:
 
     :ivar names: network, attack, pixels, variant, region and goal.
     :ivar asr: successes over the searches that ran (qian2021, Eq. 10).
+    :ivar found: the distortion by search, as its record's key.
     """
 
     names: Sequence[Cell]
     over: Over
     asr: Rate | None
-    found: Sequence[Distortion]
+    found: Mapping[tuple[str, ...], Distortion]
+
+    @property
+    def images(self) -> int:
+        """How many images the searches are of; several targets of one count once."""
+        return len({image for image, *_ in self.found})
 
 
 def distortion_table(rows: Sequence[DistortionRow], confidence: float, common: bool) -> Table:
@@ -59,10 +65,14 @@ def distortion_table(rows: Sequence[DistortionRow], confidence: float, common: b
         Column("images", "Images", "count"),
         *(Column(key, title, "number", digits) for key, title, _, _, digits in _MEASURES),
     )
-    cells = [[*row.names, row.over, row.asr, len(row.found), *_means(summarize(row.found))] for row in rows]
+    cells = [[*row.names, row.over, row.asr, row.images, *_means(_summary(row))] for row in rows]
     return Table(
         "distortion", "Success and distortion (qian2021, Table I)", columns, cells, _notes(rows, confidence, common)
     )
+
+
+def _summary(row: DistortionRow) -> Summary | None:
+    return summarize(list(row.found.values()))
 
 
 def _means(summary: Summary | None) -> list[Cell]:
@@ -75,13 +85,13 @@ def _notes(rows: Sequence[DistortionRow], confidence: float, common: bool) -> li
     notes = [
         f"ASR: successes over the searches that ran, of images the model gets right (count/searches), "
         f"{level(confidence)}. Norms are of all channel values of an image; their unit, images in 0–1 "
-        "or 0–255, is in the heading. Means over images.",
+        "or 0–255, is in the heading. Means over images (targeted: image × target pairs).",
     ]
     if common:
         notes.append("Only images that were attacked in every row: every model is right on them (qian2021, §IV-A).")
-    if any(one.psnr is None for row in rows for one in row.found):
+    if any(one.psnr is None for row in rows for one in row.found.values()):
         notes.append("PSNR: over the images in which anything changed.")
-    if any(summary is not None and "ssim" not in summary.mean for summary in (summarize(row.found) for row in rows)):
+    if any(summary is not None and "ssim" not in summary.mean for summary in map(_summary, rows)):
         notes.append("SSIM needs images of at least 11×11 pixels.")
     return notes
 
@@ -95,9 +105,10 @@ def norms_table(rows: Sequence[DistortionRow], confidence: float) -> Table:
     cells: list[list[Cell]] = []
     for row in rows:
         for key, _, name, unit, _ in _MEASURES:
-            values = [value / unit for one in row.found if (value := getattr(one, name)) is not None]
-            if values:
-                mean = bootstrap(np.asarray(values), confidence)
+            known = {key: value / unit for key, one in row.found.items() if (value := getattr(one, name)) is not None}
+            if known:
+                values = np.array(list(known.values()))
+                mean = bootstrap_by_image(values, [image for image, *_ in known], confidence)
                 middle = float(np.median(values))
                 cells.append([*row.names, row.over, key, *ends(mean), middle, mean.n])
     notes = [f"Percentile bootstrap over images, {level(confidence)}."]

@@ -28,7 +28,7 @@ def effort_table(setups: Sequence[Setup], confidence: float = 0.95) -> Table:
     notes = [
         "AvgEvaluation: candidates until success. AvgDistortion: absolute change per channel of the changed pixels, of "
         "255. Both are means over successful searches. Target classes: how many an image was turned into, mean over "
-        f"images. Percentile bootstrap, {level(confidence)}."
+        f"images. Percentile bootstrap over images, {level(confidence)}."
     ]
     return Table("su2017", "Cost and distortion (su2017)", columns, rows, notes + ended_notes(setups))
 
