@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import sys
 import time
@@ -216,6 +217,7 @@ def exact_logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def measure(name: str, size: int, pixels: Iterable[int] = PIXELS, seed: int = 0) -> Equality:
     """Compare dense and incremental scoring of one network."""
+    gc.collect()  # torch.fx ties the network before this one into cycles, gigabytes of it
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
