@@ -130,6 +130,12 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
         """What makes a record unique in its manifest."""
         return (self.id, self.region, self.target or "", intern(str(self.repeat)))
 
+    @property
+    def clean_hash(self) -> int | None:
+        """What tells its clean image from others of one name, within this process; None where that is not known."""
+        clean = self.digests.get("clean")
+        return None if clean is None else hash(clean)
+
 
 class EpochRecord(Struct, frozen=True, omit_defaults=True):
     """One epoch of training; accuracies are shares of the training images (as trained on) and the test images.

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from pixelsem.metrics import differences, success
 from pixelsem.metrics.accuracy import accuracy
+from pixelsem.metrics.compact import Compactor
 from pixelsem.metrics.intervals import (
     Paired,
     clustered_rate,
@@ -24,7 +25,7 @@ from pixelsem.metrics.intervals import (
     rate_by_cluster,
     wilson,
 )
-from pixelsem.metrics.setups import AttackStage, combine, opposites, search_identity
+from pixelsem.metrics.setups import AttackStage, alike_but, combine, opposites, search_identity
 from pixelsem.records import AttackRecord
 
 # --- intervals
@@ -290,6 +291,24 @@ def test_contradicting_runs_stay_apart():
     assert [setup.variant for setup in setups] == ["seed=0", "seed=1"]
     setups, _ = combine(stages(("a", info(), [record()]), ("b", info(), [record(to="dog")])))
     assert [setup.variant for setup in setups] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kept", [list, lambda records: list(map(Compactor(), records))], ids=["full", "compact"])
+def test_images_of_one_name_that_are_not_the_same_stay_apart(kept):
+    def of(name: str, region: str, clean: str, seed: int = 0, **options) -> AttackStage:
+        one = record(region=region, digests={"clean": clean}, seed=seed)
+        return AttackStage(name, info(region, seed=seed, **options), kept([one]))
+
+    front, behind, whole = (of(region[0], region, "ab" * 16) for region in ("foreground", "background", "original"))
+    other = of("other", "background", "cd" * 16)
+    assert [setup.stages for setup in combine([front, behind, whole])[0]] == [["f", "b", "o"]]
+    setups, _ = combine([front, other, whole])
+    assert [(setup.stages, setup.variant) for setup in setups] == [(["f", "o"], "f+o"), (["other"], "other")]
+    for clean, count in (("ab", 1), ("cd", 0)):
+        revert = of("revert", "foreground", clean * 16, constraint="revert")
+        assert len(list(opposites(combine([front, revert])[0], "constraint", "encode", "revert"))) == count
+        seeded = of("seeded", "foreground", clean * 16, seed=1)
+        assert len(alike_but(combine([front, seeded])[0], "seed")) == count
 
 
 def test_two_networks_of_one_name_are_told_apart():

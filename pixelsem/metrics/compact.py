@@ -20,7 +20,7 @@ class Compactor:
     """Makes records compact. Those of one compactor share the names that they have in common.
 
     They say the same as before, but for the names and digests of their files, which are left out. Two records that
-    differ still differ, in their files too.
+    differ still differ, in their files too; ``clean_hash`` is kept.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class Compactor:
             pixels=[(change.x, change.y, *change.from_, *change.to) for change in record.pixels],
             vulnerable_pixels=record.vulnerable_pixels,
             reachable=record.reachable,
+            clean_hash=record.clean_hash,
         )
         return cast(AttackRecord, _Compact([at_hand[0], *shared], msgpack.encode(rest), self._names))
 
@@ -76,6 +77,7 @@ class _Rest(Struct, array_like=True, frozen=True):
     pixels: list[tuple[int, int, int, int, int, int, int, int]]
     vulnerable_pixels: int | None
     reachable: dict[str, int] | None
+    clean_hash: int | None
 
 
 _decode = msgpack.Decoder(_Rest).decode
@@ -135,7 +137,7 @@ class _Compact:
         """Return what is not at hand."""
         if name in _FILES:
             return "" if name == "clean" else None
-        if name not in AttackRecord.__struct_fields__:
+        if name != "clean_hash" and name not in AttackRecord.__struct_fields__:
             raise AttributeError(name)
         return {} if name == "digests" else self._unpacked(_decode(self._packed), name)
 

@@ -53,6 +53,8 @@ class Setup:
     :ivar options: what the search was asked, by option.
     :ivar variant: how it differs from other setups that look alike ("population=100", "no-early-stop"), else empty.
     :ivar stages: the names of its stages.
+    :ivar cleans: what tells each image from others of its name, by id, where that is known; empty where there is no
+        other stage. See :attr:`pixelsem.records.AttackRecord.clean_hash`.
     """
 
     network: str
@@ -65,6 +67,7 @@ class Setup:
     variant: str = ""
     stages: list[str] = field(default_factory=list)
     by_key: dict[tuple[str, ...], AttackRecord] = field(default_factory=dict)
+    cleans: dict[str, int] = field(default_factory=dict)
 
     @property
     def records(self) -> list[AttackRecord]:
@@ -97,8 +100,9 @@ def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
     """Gather stages into setups; return them with notes on what was left out.
 
     Stages go together when model, attack and search are the same and no two of their records contradict
-    each other, those of one seed before others; a record that is there twice counts once. Attacks on the whole image
-    do not depend on how the regions were made: they count in every setup that they fit.
+    each other, those of one seed before others; a record that is there twice counts once. Images of one name that
+    are not the same contradict each other too. Attacks on the whole image do not depend on how the regions were made:
+    they count in every setup that they fit.
     """
     setups: list[Setup] = []
     notes: list[str] = []
@@ -108,6 +112,7 @@ def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
         if repeated:
             notes.append(f"{stage.name}: {repeated} records are there twice; the first of each counts")
         new = _setup_of(stage.info)
+        new.cleans = _cleans(own) if len(stages) > 1 else {}
         fitting = [old for old in setups if _belongs(new, own, old)]
         fitting = [old for old in fitting if old.seed == new.seed] or fitting
         if not fitting:
@@ -118,6 +123,7 @@ def combine(stages: Sequence[AttackStage]) -> tuple[list[Setup], list[str]]:
             if shared:
                 notes.append(f"{stage.name}: {shared} records are also in {', '.join(setup.stages)}; counted once")
             setup.by_key |= own
+            setup.cleans |= new.cleans
             setup.stages.append(stage.name)
     _name_variants(setups)
     return setups, notes
@@ -190,12 +196,25 @@ def _setup_of(info: StageInfo) -> Setup:
 def _belongs(new: Setup, records: dict[tuple[str, ...], AttackRecord], old: Setup) -> bool:
     if (new.attack, new.model, new.options) != (old.attack, old.model, old.options):
         return False
-    if not _same_regions(new, old):
+    if not _same_regions(new, old) or not _same_images(new, old):
         return False
     if any(record != old.by_key.get(key, record) for key, record in records.items()):
         return False
     old.region_options = old.region_options or new.region_options
     return True
+
+
+def _cleans(records: dict[tuple[str, ...], AttackRecord]) -> dict[str, int]:
+    cleans: dict[str, int] = {}
+    for record in records.values():
+        if record.id not in cleans and (clean := record.clean_hash) is not None:
+            cleans[record.id] = clean
+    return cleans
+
+
+def _same_images(one: Setup, two: Setup) -> bool:
+    """Are the images of one name the same in both, as far as known?"""
+    return all(two.cleans.get(name, clean) == clean for name, clean in one.cleans.items())
 
 
 def _same_regions(one: Setup, two: Setup) -> bool:
@@ -271,7 +290,9 @@ def opposites(setups: Sequence[Setup], option: str, first: Any, second: Any) -> 
             if (one.options.get(option), two.options.get(option)) != (first, second):
                 continue
             same = {**one.options, option: None} == {**two.options, option: None}
-            if same and (one.attack, one.model) == (two.attack, two.model) and _same_regions(one, two):
+            if not same or (one.attack, one.model) != (two.attack, two.model):
+                continue
+            if _same_regions(one, two) and _same_images(one, two):
                 yield one, two
 
 
@@ -296,7 +317,7 @@ def alike_but(setups: Sequence[Setup], *names: str) -> list[list[Setup]]:
 def _alike_but(one: Setup, two: Setup, names: Sequence[str]) -> bool:
     if (one.attack, one.model, one.options) != (two.attack, two.model, two.options):
         return False
-    if "seed" not in names and one.seed != two.seed:
+    if ("seed" not in names and one.seed != two.seed) or not _same_images(one, two):
         return False
     return None in (one.region_options, two.region_options) or _but(one, names) == _but(two, names)
 
