@@ -19,6 +19,7 @@ from pixelsem.metrics.transfer import Look, transfer
 from pixelsem.models import Classifier, load_classifier
 from pixelsem.models.classifier import Preprocessing
 from pixelsem.models.options import parse_models
+from pixelsem.report.transfer import TransferRow, draw_transfer
 
 SIZE = 8
 
@@ -204,6 +205,23 @@ class TestCommand:
         assert "'cat' is none of the model's 3 classes" in result.stderr
         assert list(rows_of(tmp_path / "out")) == ["brightest"]
 
+    def test_a_model_left_out_has_no_rows_at_all(self, call, tmp_path, models):
+        """It knows the classes of the first attack, and not those of the second."""
+        first = make_stage(tmp_path / "a")
+        second = make_stage(tmp_path / "b", population=100)
+        manifest = second / "manifest.jsonl"
+        manifest.write_text(manifest.read_text().replace('"label":"cat"', '"label":"ship"'))
+        (tmp_path / "other.txt").write_text("cat\ndog\nboat\n")
+        values = json.loads(models.read_text())
+        values["darkest"]["classes"] = "other.txt"
+        models.write_text(json.dumps(values))
+        result = call(first, second, "--models", models, "-o", tmp_path / "out", "--format", "none", "--json")
+        assert result.exit_code == 1
+        summary = json.loads(result.stdout)
+        assert "left out" in summary["failures"]["darkest"]
+        assert list(summary["models"]) == ["brightest"]
+        assert {row["target"] for row in summary["tables"]["transfer"]["rows"]} == {"brightest"}
+
     def test_images_of_another_size_are_resized(self, call, tmp_path, models):
         pairs = {"cat/1.png": (image(200, 1, 1, 12), image(1, 200, 1, 12))}
         stage = make_stage(tmp_path / "a", pairs, 12)
@@ -215,6 +233,22 @@ class TestCommand:
     def test_an_unknown_format_is_one_line(self, call, tmp_path, text, said):
         result = call(make_stage(tmp_path / "a"), "--format", text)
         assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+class TestDrawing:
+    @pytest.mark.parametrize("accuracy", [False, True])
+    def test_only_the_white_box_of_two_networks_of_one_name_is_framed(self, accuracy):
+        found = transfer([Look(("a", "cat"), True, True, True, False)])
+        rows = [
+            TransferRow(["net", attack, None, f"weights={own}", "original", "untargeted"], target, own == target, found)
+            for own in "ab"
+            for attack in ("fgm", "pgd")
+            for target in "ab"
+        ]
+        place = draw_transfer(rows, accuracy=accuracy).axes[0]
+        frames = [patch for patch in place.patches if not patch.get_fill()]
+        boxes = [(frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) for frame in frames]
+        assert boxes == [(-0.5 + accuracy, -0.5, 2, 1), (1.5 + accuracy, 0.5, 2, 1)]
 
 
 class TestModels:

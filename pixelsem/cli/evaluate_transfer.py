@@ -149,15 +149,18 @@ class _Work:
         if target.digest not in (None, classifier.digest):
             self.failures[name] = f"{name}: is not the model that was attacked; say where that is with --models"
             return
-        self.digests[name] = classifier.digest
-        self._note_sizes(name, classifier)
         predictor = Predictor(classifier, device=self.what.device, batch_size=self.what.batch_size)
+        rows: list[TransferRow] = []
         try:
             for group in self.groups:
-                self.rows.append(self._row(name, group, predictor))
-                update(len(self.rows))
+                rows.append(self._row(name, group, predictor))
+                update(len(self.rows) + len(rows))
         except PixelsemError as error:
             self.failures[name] = f"{name}: {error}; left out"
+            return
+        self.rows += rows
+        self.digests[name] = classifier.digest
+        self._note_sizes(name, classifier)
 
     def _row(self, name: str, group: Group, predictor: Predictor) -> TransferRow:
         from pixelsem.metrics.transfer import transfer
@@ -165,7 +168,7 @@ class _Work:
         from pixelsem.report.transfer import TransferRow
 
         looks = list(_look(group, predictor, self.failures))
-        white = group.setup.model.get("digest") == self.digests[name]
+        white = group.setup.model.get("digest") == predictor.classifier.digest
         names = describe_search(group.setup, group.region, group.goal)
         return TransferRow(names, name, white, transfer(looks, self.confidence))
 

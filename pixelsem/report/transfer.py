@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from pixelsem.metrics.intervals import Rate
@@ -116,7 +117,8 @@ def draw_transfer(rows: Sequence[TransferRow], over: Over = "written", *, accura
     """Draw one heat map per substitute: target models down, attacks across (qian2021, Figs. 7–8).
 
     ``accuracy`` shows the accuracy of the target models, with that on clean images (natural) before it, as the
-    paper does; else their success rate. The white box is framed.
+    paper does; else their success rate. The white box is framed: all attacks on the network, or, where networks of
+    one name stand together, those on the target model itself.
     """
     import numpy as np
     from matplotlib.patches import Rectangle
@@ -144,12 +146,25 @@ def draw_transfer(rows: Sequence[TransferRow], over: Over = "written", *, accura
                 if accuracy and row.found.natural is not None:
                     values[line, 0] = 100 * row.found.natural.value
             image = draw_heat_map(place, values, targets, columns, limits=(0, 100), text="{:.1f}".format)
-            for target in {row.target for row in own if row.white_box}:
-                corner = (-0.5 + accuracy, targets.index(target) - 0.5)
-                frame = Rectangle(corner, len(attacks), 1, fill=False, edgecolor=INK, linewidth=1.4, clip_on=False)
+            for line, first, count in _white_boxes(own, targets, attacks):
+                corner = (first - 0.5 + accuracy, line - 0.5)
+                frame = Rectangle(corner, count, 1, fill=False, edgecolor=INK, linewidth=1.4, clip_on=False)
                 place.add_patch(frame)
             place.set_title(f"on {substitute}")
         axes[0, 0].set_ylabel("target model")
         what = "accuracy (%)" if accuracy else "success rate (%)"
         draw_scale(figure, image, axes[0], what)
         return figure
+
+
+def _white_boxes(
+    rows: Sequence[TransferRow], targets: Sequence[str], attacks: Sequence[str]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield target, first attack and number of attacks, side by side, that are white boxes."""
+    white = {(row.target, row.attack) for row in rows if row.white_box}
+    for line, target in enumerate(targets):
+        boxes = [(target, attack) in white for attack in attacks]
+        for is_white, run in groupby(range(len(attacks)), boxes.__getitem__):
+            if is_white:
+                places = list(run)
+                yield line, places[0], len(places)
