@@ -472,6 +472,40 @@ def test_diff_with_a_damaged_history(call, twins):
     assert "2.npz" in problem(call("diff", *twins))
 
 
+@pytest.mark.parametrize("place", ["stream", "compression", "password"])
+def test_diff_with_a_damaged_stream_in_a_history(call, twins, place):
+    file = twins[1] / "history/2.npz"
+    np.savez_compressed(file, accepted=np.zeros((2, 1), np.uint8), close=np.zeros((2, 1), np.uint8))
+    data = bytearray(file.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    if place == "stream":
+        data[(start := data.index(b".npy") + 24) : start + 20] = b"\xff" * 20
+    elif place == "compression":
+        data[entry + 10] = 99
+    else:
+        data[entry + 8] |= 1
+        data[6] |= 1
+    file.write_bytes(data)
+    result = call("diff", *twins)
+    assert result.exit_code == 2
+    assert f"{file}: not a history that can be read: " in problem(result)
+
+
+def test_diff_tells_images_apart_that_the_model_does_not(call, tmp_path):
+    """A gradient attack's record lists no pixels: its image's digest alone says which it is."""
+    for name, clean, made in (("a", "ab", "ab"), ("b", "ab", "cd"), ("c", "cd", "ab")):
+        digests = {"clean": clean * 16, "adversarial": made * 16}
+        write_stage(tmp_path / name, info(), record(to="dog", pixels=[], digests=digests), record("2.png"))
+    for other, reason in (("b", "the images that were made differ"), ("c", "the clean images differ")):
+        result = call("diff", tmp_path / "a", tmp_path / other, "--json")
+        assert result.exit_code == 1
+        plain = json.loads(result.stdout)
+        assert (plain["counts"]["identical"], plain["counts"]["unexplained"]) == (1, 1)
+        assert plain["differences"][0]["reason"].startswith(reason)
+    write_stage(tmp_path / "old", info(), record(to="dog", pixels=[]), record("2.png"))
+    assert call("diff", tmp_path / "a", tmp_path / "old").stdout.startswith("identical 2, ")
+
+
 def test_diff_refuses_a_history_that_is_a_link_out_of_the_stage(call, twins, tmp_path):
     (tmp_path / "secret.npz").write_bytes(b"")
     (twins[1] / "history/2.npz").unlink()

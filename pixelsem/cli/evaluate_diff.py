@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError, StageError
+from pixelsem.files import one_line
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def read_history(stage: Stage, name: str) -> Mapping[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise StageError(f"{path}: not a history that can be read: {error}") from error
+    except Exception as error:  # OSError, ValueError, zlib.error, BadZipFile and what else damage may raise
+        raise StageError(f"{path}: not a history that can be read: {one_line(error)}") from error
 
 
 def _or_none(text: str) -> str | None:

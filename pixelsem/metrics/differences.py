@@ -25,8 +25,9 @@ Cause = Literal["float tie", "unexplained"]
 Key = tuple[str, ...]
 
 _PREDICTIONS = ("before", "after")
-# Files that older records lack or that were not asked for; they say no more than the other fields.
+# Files that older records lack or that were not asked for; their pixels are compared where both have them.
 _NOT_COMPARED = (*_PREDICTIONS, "digests", "attempt")
+_ASKED, _MADE = {"clean": "clean images", "mask": "masks"}, ("adversarial", "attempt")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def compare(
 ) -> Comparison:
     """Compare two runs by record key, whatever the order; ``histories`` loads both histories of one search.
 
-    Everything in a record counts; confidences agree within :data:`TIE`, and classes closer than that may have
-    swapped their ranks. ``histories`` may return None where there are none; a history holds ``accepted`` and
-    ``close``, uint8 [generations − 1, ceil(P / 8)] of packed bits.
+    Everything in a record counts, and its images where both runs know their digests; confidences agree within
+    :data:`TIE`, and classes closer than that may have swapped their ranks. ``histories`` may return None where there
+    are none; a history holds ``accepted`` and ``close``, uint8 [generations − 1, ceil(P / 8)] of packed bits.
     """
     one, two = {record.key: record for record in first}, {record.key: record for record in second}
     shared = [key for key in one if key in two]
@@ -76,7 +77,17 @@ def compare(
 
 
 def agree(one: AttackRecord, two: AttackRecord) -> bool:
-    """Are two records the same, confidences within :data:`TIE`?"""
+    """Are two records and their images the same, confidences within :data:`TIE`?"""
+    return not _other_pixels(one, two, (*_ASKED, *_MADE)) and _agree_but_for_images(one, two)
+
+
+def _other_pixels(one: AttackRecord, two: AttackRecord, names: Iterable[str]) -> list[str]:
+    """Return which of the files ``names`` are known to have other pixels in one than in two."""
+    digests = {name: (one.digests.get(name), two.digests.get(name)) for name in names}
+    return [name for name, pair in digests.items() if None not in pair and pair[0] != pair[1]]
+
+
+def _agree_but_for_images(one: AttackRecord, two: AttackRecord) -> bool:
     fields = [name for name in one.__struct_fields__ if name not in _NOT_COMPARED]
     if any(getattr(one, name) != getattr(two, name) for name in fields):
         return False
@@ -127,6 +138,8 @@ def trace(one: AttackRecord, two: AttackRecord, histories: tuple[History, Histor
 
 def _trace_start(one: AttackRecord, two: AttackRecord) -> Difference | None:
     """Look at what went into the search."""
+    for name in _other_pixels(one, two, _ASKED):
+        return Difference(one.key, "unexplained", f"the {_ASKED[name]} differ")
     for name in ("seed", "label", "label_source", "region_pixels", "height", "width", "outcome"):
         if getattr(one, name) != getattr(two, name):
             if name in ("label", "outcome") and (_top_tie(one.before) or _top_tie(two.before)):
@@ -172,6 +185,8 @@ def _bits(array: Any) -> NDArray[np.uint8]:
 
 def _trace_end(one: AttackRecord, two: AttackRecord) -> Difference:
     """Look at which candidate was chosen, the searches having gone the same way."""
+    if _agree_but_for_images(one, two):
+        return Difference(one.key, "unexplained", "the images that were made differ, and nothing else does")
     if one.after is None or two.after is None:
         return Difference(one.key, "unexplained", "only one of the runs has a result")
     if _top_tie(one.after) or _top_tie(two.after):
