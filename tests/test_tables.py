@@ -188,6 +188,8 @@ def test_terminal_breaks_intervals():
         (r"\input{x}", r"\textbackslash{}input\{x\}"),
         ("$1 & #2", r"\$1 \& \#2"),
         ("3×3", r"3$\times$3"),
+        ("ℓ∞ ≤ δ", r"\ensuremath{\ell}\ensuremath{\infty} \ensuremath{\leq} \ensuremath{\delta}"),
+        ("λ, τ, φ", r"\ensuremath{\lambda}, \ensuremath{\tau}, \ensuremath{\varphi}"),
     ],
 )
 def test_latex_escapes(text, escaped):

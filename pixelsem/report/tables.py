@@ -214,6 +214,15 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "–": "--", "−": "$-$", "×": r"$\times$",
 }  # fmt: skip
+# LaTeX has no such letters outside of formulas.
+_LATEX |= {
+    character: rf"\ensuremath{{\{name}}}"
+    for character, name in {
+        "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "η": "eta", "θ": "theta",
+        "κ": "kappa", "λ": "lambda", "μ": "mu", "σ": "sigma", "τ": "tau", "φ": "varphi", "ℓ": "ell", "∞": "infty",
+        "≤": "leq", "≥": "geq", "≠": "neq", "→": "rightarrow", "←": "leftarrow", "√": "surd",
+    }.items()
+}  # fmt: skip
 
 
 def latex_escape(text: str) -> str:
