@@ -29,7 +29,7 @@ from pixelsem.errors import OutputError, PixelsemError
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import write_image
 from pixelsem.models import Classifier, Preprocessing
-from pixelsem.models.labels import Labels
+from pixelsem.models.labels import RULES, Labels, labels_identity
 from pixelsem.records import AttackRecord, SegmentRecord
 from pixelsem.regions.masks import MaskSource
 from pixelsem.sources import ImageItem, open_images
@@ -690,6 +690,14 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xe4.png,red\n")
     with pytest.raises(PixelsemError, match="cannot be read"):
         Labels(str(tmp_path / "latin.csv"), COLOURS)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_is_no_file_of_that_name(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / rule).write_text("a.png,red\n")
+    assert labels_identity(rule) == rule
+    assert labels_identity(f"./{rule}") not in (rule, f"./{rule}")
 
 
 def test_a_model_of_many_classes_names_the_first() -> None:

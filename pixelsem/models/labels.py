@@ -12,6 +12,9 @@ from pixelsem.files import one_line
 
 Source = Literal["given", "predicted"]
 
+#: What ``--labels`` takes beside a CSV file.
+RULES = ("auto", "given", "predicted")
+
 
 class Labels:
     """Says the label of an image: from its class folder, from a CSV file, or the model's own prediction."""
@@ -24,7 +27,7 @@ class Labels:
         self._rule = rule
         self._names = class_names
         self._index = {name: number for number, name in enumerate(class_names)}
-        self._table = {} if rule in ("auto", "given", "predicted") else self._read(Path(rule))
+        self._table = {} if rule in RULES else self._read(Path(rule))
 
     def index(self, name: str, where: str) -> int:
         """Return the class number of ``name`` (a name, or a number); :class:`PixelsemError` where it is none."""
@@ -80,4 +83,4 @@ class Labels:
 def labels_identity(rule: str) -> str:
     """Return what ``rule`` says, for a stage's identity: a CSV file is what it holds, wherever it lies."""
     path = Path(rule)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else rule
+    return hashlib.sha256(path.read_bytes()).hexdigest() if rule not in RULES and path.is_file() else rule
