@@ -168,3 +168,22 @@ def test_what_cannot_be_split_is_told(stage: Path) -> None:
     done = split(stage, "--masks", "masks", code=1)
     assert "red/2.png: has no mask in masks" in done.stderr
     assert len(records(done.stdout.strip())) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resize": "squish"}, "`options: resize` is none of crop, squash (squish); correct it there"),
+        ({"resize": ["crop"]}, "`options: resize` is none of crop, squash (['crop']); correct it there"),
+        ({"scale": "much"}, "--scale: float expected"),
+        ({"arch": 3}, "--arch: str expected"),
+    ],
+)
+def test_damaged_options_of_the_attack_are_one_line_that_names_the_file(
+    stage: Path, change: dict[str, Any], said: str
+) -> None:
+    opened = open_stage(stage)
+    opened.save(options=opened.info.options | change)
+    (line,) = split(stage, "--masks", "masks", code=2).stderr.splitlines()[-1:]
+    assert f"{stage / 'stage.yaml'}: {said}" in line
+    assert not list(Path("pixelsem-run").glob("attack-split*"))

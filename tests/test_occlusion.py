@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from attack_stages import CLASSES
+from conftest import problem
 from test_transfer import CODE
 
 from pixelsem.images import write_image
 from pixelsem.metrics.occlusion import Seen, fill, occlusion
+from pixelsem.records import SegmentRecord
+from pixelsem.stage import Stage, StageInfo
 
 SIZE = 8
 
@@ -120,3 +124,17 @@ def test_images_without_a_mask_are_left_out(call, tmp_path, folders):
     result = call(masks, "-i", images, "--models", models, "-o", tmp_path / "out")
     assert "1 images have no mask" in result.stderr
     assert row_of(tmp_path / "out")["clean_n"] == "2"
+
+
+def test_a_damaged_way_to_resize_in_the_stage_is_one_line(call, tmp_path, folders):
+    _, masks, models = folders
+    stage = tmp_path / "stage"
+    about = StageInfo("segment", "segment images", "ab", {"resize": "squish"}, {"images": "../images"})
+    made = Stage.create(stage, about)
+    shutil.copytree(masks, stage / "masks")
+    made.append(*(SegmentRecord(n, n, f"masks/{n}", "soft", 0.25, []) for n in ("cat/1.png", "cat/2.png", "cat/3.png")))
+    result = call(stage, "--models", models, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{stage / 'stage.yaml'}: `options: resize` is none of crop, squash (squish)" in problem(result)
+    assert call(stage, "--models", models, "-o", tmp_path / "out", "--resize", "crop").exit_code == 0
+    assert row_of(tmp_path / "out")["clean_n"] == "3"

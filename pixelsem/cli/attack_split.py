@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ from pixelsem.cli.options import OutputOptions, ShardOptions
 from pixelsem.cli.stages import close_output, exit_with, masks_identity, open_output, options_of
 from pixelsem.engine.shards import Shard
 from pixelsem.errors import PixelsemError
-from pixelsem.models.options import load, model_of
+from pixelsem.models.options import load, model_of, resize_of
 from pixelsem.settings import Settings, option
 from pixelsem.stage import STAGE_FILE, Stage
 
@@ -96,8 +96,7 @@ def attack_split(
     attacks_on_whole_images(source)  # before anything is made
     masks, where = _masks(source, split.masks, output.run, console)
     classifier = attacked_model(source, scoring)
-    resize: Any = source.info.options.get("resize", "crop")
-    sides = Sides(masks, classifier.preprocessing, resize, split.area, split.seed)
+    sides = Sides(masks, classifier.preprocessing, resize_of(source), split.area, split.seed)
     evaluator = Evaluator(classifier, device=scoring.device, scorer="dense")
     shard = _shard(source, sharding)
     made = _open_output(context, source, where, classifier, split, scoring, output, shard)

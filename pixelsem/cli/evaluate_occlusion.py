@@ -18,7 +18,7 @@ from pixelsem.cli.inputs import resolve_inputs
 from pixelsem.cli.stages import exit_with
 from pixelsem.cli.tables import TableOptions, show_tables, tables_folder
 from pixelsem.errors import InputError, PixelsemError
-from pixelsem.models.options import load, model_of, parse_models
+from pixelsem.models.options import load, model_of, parse_models, resize_of
 from pixelsem.models.settings import ModelOptions
 from pixelsem.settings import Settings, option
 
@@ -193,7 +193,7 @@ class _Reader:
         self._source, self._preprocessing = source, classifier.preprocessing
         self._items: Sequence[ImageItem] = open_images(what.images or source.path).items
         made = stage.info.options if stage else {}
-        self._resize = what.resize or made.get("resize") or "crop"
+        self._resize = what.resize or ("crop" if stage is None else resize_of(stage))
         self._tau = _TAU if what.tau is None and made.get("method") in _ATTENTION else what.tau
         self.colour = _mean_colour(classifier) if what.fill == "mean" else (0, 0, 0)
         #: Where soft masks were cut; None where there was none.

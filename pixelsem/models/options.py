@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from pixelsem.errors import ModelError, PixelsemError
+from pixelsem.errors import ModelError, PixelsemError, StageError
 from pixelsem.models.settings import ModelOptions
+from pixelsem.stage import STAGE_FILE
 
 if TYPE_CHECKING:
     from pixelsem.models import Classifier
+    from pixelsem.models.inputs import Resize
     from pixelsem.stage import Stage
 
 #: The model options that are paths.
@@ -54,12 +56,33 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def model_of(stage: Stage) -> ModelOptions:
-    """Return the options of the model that ``stage`` was made with, its files as seen from here."""
+    """Return the options of the model that ``stage`` was made with, its files as seen from here.
+
+    Raises :class:`StageError` where these are damaged.
+    """
     noted = stage.info.options
     values = {field.name: noted[field.name] for field in fields(ModelOptions) if noted.get(field.name) is not None}
     for name in _PATHS & values.keys():
         values[name] = stage.path / str(values[name])
-    return ModelOptions.from_dict(values)
+    try:
+        return ModelOptions.from_dict(values)
+    except PixelsemError as error:
+        raise StageError(f"{stage.path / STAGE_FILE}: {error}; correct it there") from error
+
+
+def resize_of(stage: Stage) -> Resize:
+    """Return how the images of ``stage`` came to its model's resolution; raises :class:`StageError` for no known way.
+
+    Where the stage does not say, by the model's own resize and crop.
+    """
+    from pixelsem.models.inputs import Resize
+
+    ways: tuple[Resize, ...] = get_args(Resize)
+    noted = stage.info.options.get("resize") or "crop"
+    if noted not in ways:
+        said = f"`options: resize` is none of {', '.join(ways)} ({str(noted)[:40]})"
+        raise StageError(f"{stage.path / STAGE_FILE}: {said}; correct it there")
+    return ways[ways.index(noted)]
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, ModelOptions]:
