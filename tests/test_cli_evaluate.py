@@ -289,7 +289,7 @@ def test_foreign_and_damaged_stages_are_named_and_the_others_computed(call, thre
 def test_a_stage_with_a_damaged_number_is_named_and_the_others_computed(call, three, name, value):
     stage = Stage.open(three[1])
     stage.save(options=stage.info.options | {name: value})
-    said = f"{three[1] / 'stage.yaml'}: `options: {name}` is no number ("
+    said = f"{three[1] / 'stage.yaml'}: `options: {name}` is no number ({value!r})"
     assert said in problem(call(three[1]))
     result = call(*three)
     assert result.exit_code == 1

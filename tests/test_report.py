@@ -354,3 +354,9 @@ def test_html_table_escapes_and_leaves_out_empty_columns() -> None:
     assert '<td class="number">50.00 % <small>(1/2) [10.00, 90.00]</small></td>' in text
     assert "&lt;note&gt;" in text
     assert ">C<" not in text
+
+
+def test_numbers_that_a_row_is_about_stand_below_their_head() -> None:
+    text = to_html(Table("t", "T", [Column("pixels", "Pixels", "count", about=True)], [[3]]))
+    assert '<th scope="col" class="number">Pixels</th>' in text
+    assert '<th scope="row" class="number">3</th>' in text

@@ -148,7 +148,7 @@ def check_numbers(info: StageInfo, file: Path) -> None:
         # Neither NaN nor a whole number that no float can hold is within the bounds.
         fits = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if value is not None and not fits:
-            raise StageError(f"{file}: `options: {name}` is no number ({_short(value)[:40]}); correct it there")
+            raise StageError(f"{file}: `options: {name}` is no number ({repr(value)[:40]}); correct it there")
 
 
 def search_identity(info: StageInfo, region: str | None = None) -> str:

@@ -36,5 +36,5 @@ def _cell(cell: Cell, column: Column) -> str:
     if isinstance(cell, Rate):
         share, _, rest = text.partition(" (")
         text = f"{share} <small>({rest}</small>"
-    mark = '<th scope="row">' if column.about else f"<td{_side(column)}>"
+    mark = f'<th scope="row"{_side(column)}>' if column.about else f"<td{_side(column)}>"
     return f"{mark}{text}{'</th>' if column.about else '</td>'}"
