@@ -161,6 +161,15 @@ def test_every_attack_is_of_the_images_that_its_name_says(tmp_path: Path) -> Non
         assert taken in ([sources[name.split("-")[0]]], ["reproduction/photos-u2netp"]), call
 
 
+def test_the_classes_of_photos_are_given_wherever_they_count(tmp_path: Path) -> None:
+    calls = calls_of(tmp_path, "--photos", "photos", "imagenet", "dong2020", "qian2021", "defences")
+    counting = [call for call in calls if call[0] != "evaluate" or call[1] == "occlusion"]
+    counting = [call for call in counting if call[1] != "split" and "u2netp" not in call]
+    assert {call[1] for call in counting} >= {"--method", "de", "sai-fgm", "cfr", "occlusion"}
+    for call in counting:
+        assert call[call.index("--labels") + 1] == "reproduction/labels.csv", call
+
+
 def test_results_are_made_of_stages_that_were_made_before_and_are_of_the_right_kind(tmp_path: Path) -> None:
     given = ["--cifar", "cifar", "--photos", "photos", "--hardened", "train"]
     kinds = {"masks": "segment", "occlusion": "segment", "detection": "defend"}
@@ -170,7 +179,8 @@ def test_results_are_made_of_stages_that_were_made_before_and_are_of_the_right_k
             made[call[-1]] = call[0]
         if call[:2] == ["evaluate", "accuracy"] or call[0] != "evaluate":
             continue
-        stages = [argument for argument in call[2:-1] if argument.startswith("reproduction/")]
+        taken = [argument for argument in call[2:-1] if argument.startswith("reproduction/")]
+        stages = [path for path in taken if path != "reproduction/labels.csv"]
         assert {made[stage] for stage in stages} == {kinds.get(call[1], "attack")}, call
 
 

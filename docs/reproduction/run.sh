@@ -224,8 +224,8 @@ each_of() {
 qian2021() { each_set qian2021_of; }
 qian2021_of() {
     local value temperature beside=()
-    local short=()
-    [ "$set" != photos ] || short=(--limit "$few")
+    local short=() right=()
+    [ "$set" != photos ] || short=(--limit "$few") right=(--labels "$out/labels.csv")
     stage $set-cfr attack cfr "${source[@]}"
     stage $set-pgd attack pgd "${source[@]}"
     stage $set-m-di2-fgsm attack m-di2-fgsm "${source[@]}"
@@ -248,7 +248,7 @@ qian2021_of() {
     done
     result $set-cfr-tau sweep "$out"/$set-cfr-tau{0,0.1,0.2,0.3,0.4} --x tau
     stage $set-gradcam-all segment --method gradcam "${source[@]}"
-    result $set-occlusion occlusion "$out/$set-gradcam-all"
+    result $set-occlusion occlusion "$out/$set-gradcam-all" "${right[@]}"
 }
 
 # What was made on one network, given to the others: Fig. 7 of qian2021; Table 1 and Fig. 8 (b) of dong2020.
