@@ -141,7 +141,7 @@ class _Work:
         own = (search_identity(info), search_identity(info, region))
         delta = info.options.get("delta")
         # Budgets have a column of their own.
-        variant = ", ".join(part for part in setup.variant.split(", ") if not part.startswith("delta="))
+        variant = ", ".join(setup.told_but("delta"))
         return DetectionRow(
             setup.network, setup.attack, setup.pixels, variant or None, None if delta is None else float(delta), region,
             features, None if model.get("search") in own else trained_on, found,

@@ -51,7 +51,8 @@ class Setup:
     :ivar attack: the attack's name, e.g. ``de``.
     :ivar weights: the name of the file that its weights were read from, None where none was named.
     :ivar options: what the search was asked, by option.
-    :ivar variant: how it differs from other setups that look alike ("population=100", "no-early-stop"), else empty.
+    :ivar told: how it differs from other setups that look alike, in words by option ("population=100",
+        "no-early-stop"); by "stages" where nothing else does. Empty where none looks alike.
     :ivar stages: the names of its stages.
     :ivar cleans: what tells each image from others of its name, by id, where that is known; empty where there is no
         other stage. See :attr:`pixelsem.records.AttackRecord.clean_hash`.
@@ -64,7 +65,7 @@ class Setup:
     region_options: dict[str, Any] | None
     seed: int | None
     weights: str | None = None
-    variant: str = ""
+    told: dict[str, str] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     by_key: dict[tuple[str, ...], AttackRecord] = field(default_factory=dict)
     cleans: dict[str, int] = field(default_factory=dict)
@@ -88,6 +89,15 @@ class Setup:
     def constraint(self) -> str | None:
         """How the region binds, where the attack has a choice."""
         return self.options.get("constraint")
+
+    @property
+    def variant(self) -> str:
+        """How it differs from other setups that look alike, in words."""
+        return ", ".join(self.told_but())
+
+    def told_but(self, *names: str) -> list[str]:
+        """Return the words of :attr:`told` but those of the options ``names``."""
+        return [words for name, words in self.told.items() if name not in names]
 
     @property
     def details(self) -> str:
@@ -227,29 +237,28 @@ def _name_variants(setups: Sequence[Setup]) -> None:
         alike = [other for other in setups if _looks(other)[:2] == _looks(setup)[:2]]
         if len(alike) > 1:
             differences = _differences(setup, alike)
-            named = ", ".join(differences)
             looks = [other for other in alike if _looks(other) == _looks(setup)]
             twins = [other for other in looks if _differences(other, alike) == differences]
-            setup.variant = named if len(twins) == 1 else ", ".join([*differences, "+".join(setup.stages)])
+            setup.told = differences | ({} if len(twins) == 1 else {"stages": "+".join(setup.stages)})
 
 
 def _looks(setup: Setup) -> tuple[Any, ...]:
     return (setup.network, setup.attack, *(setup.options.get(name) for name in _SHOWN))
 
 
-def _differences(setup: Setup, alike: Sequence[Setup]) -> list[str]:
+def _differences(setup: Setup, alike: Sequence[Setup]) -> dict[str, str]:
     by_file = _files_tell(alike)
     mine = _flat(setup, by_file)
     others = [_flat(other, by_file) for other in alike]
     names = sorted({name for other in others for name in other})
-    return [
-        worded(name, mine.get(name))
+    return {
+        name: worded(name, mine.get(name))
         for name in names
         if name not in _SHOWN
         and any(other.get(name) != mine.get(name) for other in others)
         # A border that was not moved needs no words beside one that was.
         and (name not in _MOVES or mine.get(name))
-    ]
+    }
 
 
 def _files_tell(setups: Sequence[Setup]) -> bool:

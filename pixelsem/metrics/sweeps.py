@@ -72,16 +72,9 @@ def place(setups: Sequence[Setup], x: str | None = None, y: str | None = None) -
 def _point(setup: Setup, x: str, y: str | None, rest: Sequence[str], seeds: bool) -> Point:
     options = _options(setup)
     told = [f"{name}={plain(options[name])}" for name in rest if name in options]
-    told += _beside_options(setup) + ([f"seed={setup.seed}"] if seeds else [])
+    # Beside its options a setup may differ in the model's weights, or in nothing but its stages.
+    told += setup.told_but("seed", *options) + ([f"seed={setup.seed}"] if seeds else [])
     return Point(setup, plain(options[x]), None if y is None else plain(options[y]), ", ".join(told))
-
-
-def _beside_options(setup: Setup) -> list[str]:
-    """Return what tells a setup from others of its name that is no option: other weights, or only its stages."""
-    options = {"seed", *_options(setup)}
-    parts = setup.variant.split(", ") if setup.variant else []
-    names = (part.partition("=")[0].removeprefix("no-").replace("-", "_") for part in parts)
-    return [part for part, name in zip(parts, names, strict=True) if name not in options]
 
 
 def _options(setup: Setup) -> dict[str, Any]:
