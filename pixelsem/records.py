@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what arithmetic on tables of them holds
+Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Byte = Annotated[int, Meta(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
 Text = Annotated[str, Meta(min_length=1)]
@@ -108,8 +109,8 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     mask: str | None
     adversarial: str | None
     history: str | None
-    height: Count
-    width: Count
+    height: Side
+    width: Side
     region_pixels: Count
     success: bool
     queries: Count
@@ -124,6 +125,13 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True):
     overlay: str | None = None
     attempt: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in which records that were read are refused, where a part is larger than its whole."""
+        if self.region_pixels > self.height * self.width:
+            raise ValueError("`region_pixels` are more than the image has")
+        if (self.vulnerable_pixels or 0) > self.region_pixels:
+            raise ValueError("`vulnerable_pixels` are more than `region_pixels`")
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +288,28 @@ def test_a_long_cut_line_goes_too(tmp_path: Path, length: int) -> None:
         file.write(b"x" * length)
     stage.append(segment("b.png"))
     assert [record.key for record in stage] == [("a.png",), ("b.png",)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"region_pixels": 1025}, "`region_pixels` are more than the image has"),
+        ({"vulnerable_pixels": 501}, "`vulnerable_pixels` are more than `region_pixels`"),
+        ({"height": 0, "region_pixels": 0}, "Expected `int` >= 1 - at `$.height`"),
+    ],
+)
+def test_a_search_that_counts_more_than_there_is_is_refused(
+    tmp_path: Path, changes: dict[str, int], problem: str
+) -> None:
+    stage = Stage.create(tmp_path / "s", info(kind="attack"))
+    whole = attack(region_pixels=1024, vulnerable_pixels=1024)
+    stage.append(whole)
+    with stage.manifest.open("ab") as file:
+        file.write(msgspec.json.encode(msgspec.to_builtins(attack()) | changes) + b"\n")
+    records = iter(stage)
+    assert next(records) == whole
+    with pytest.raises(StageError, match=re.escape(f"line 2: {problem}")):
+        next(records)
 
 
 @pytest.mark.parametrize(
