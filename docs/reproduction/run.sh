@@ -6,8 +6,8 @@ set -euo pipefail
 usage() {
     cat >&2 <<'END'
 usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--more-photos DIR]
-              [--hardened LIST] [--hardened-model NAME] [--images N] [--few N] [--more N] [--generations N]
-              [--queries N] [--steps N] [--srm N] [-o OUT] [PART…]
+              [--hardened LIST] [--hardened-model NAME] [--images N] [--few N] [--many N] [--more N]
+              [--generations N] [--queries N] [--steps N] [--srm N] [-o OUT] [PART…]
 
   --cifar DIR         CIFAR-10 as images: test/CLASS/….jpg|png
   --photos DIR        ImageNet photos named III_….JPEG, III being the class number
@@ -18,6 +18,7 @@ usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--
   --hardened-model M  the architecture of these (default: allconv)
   --images N          CIFAR-10 images, drawn by a seed (default: 100; NiN and VGG-16 under wang2021 get half of them)
   --few N             of them, for what takes longest: targeted attacks, long ones on photos (default: 10)
+  --many N            CIFAR-10 images of the part regions (default: 500, as many as wang2021 drew)
   --more N            of --more-photos (default: 700)
   --generations N     of the searches by differential evolution (default: the papers' 100)
   --queries N         of Sparse-RS, and of the search beside it (default: 10000)
@@ -25,8 +26,8 @@ usage: run.sh [--quick] [--cifar DIR] [--photos DIR] [--photo-model OPTIONS] [--
   --srm N             images whose SRM features are taken, seconds each (default: 100)
   --quick             20 images and small searches, to see that everything works
   -o OUT              where stages and results go (default: reproduction)
-  PART                masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection
-                      few-pixel exhaustive hardened (default: all whose images and weights are given)
+  PART                masks wang2021 targeted regions imagenet su2017 dong2020 qian2021 transfer defences
+                      detection few-pixel exhaustive hardened (default: all whose images and weights are given)
 
 Figures need the extra `report` of pixelsem, SRM features the extra `steganalysis`.
 END
@@ -34,7 +35,7 @@ END
 }
 
 cifar='' photos='' photo_model='--model torchvision:squeezenet1_1' more_photos='' out=reproduction quick='' parts=()
-hardened='' hardened_model=allconv images='' few='' more='' generations='' queries='' steps='' srm=''
+hardened='' hardened_model=allconv images='' few='' many='' more='' generations='' queries='' steps='' srm=''
 while [ $# -gt 0 ]; do
     case $1 in
         --quick | -h | --help) ;;
@@ -49,6 +50,7 @@ while [ $# -gt 0 ]; do
         --hardened-model) hardened_model=$2 ;;
         --images) images=$2 ;;
         --few) few=$2 ;;
+        --many) many=$2 ;;
         --more) more=$2 ;;
         --generations) generations=$2 ;;
         --queries) queries=$2 ;;
@@ -62,11 +64,11 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ -n "$cifar$photos" ] || usage
-known=' masks wang2021 targeted imagenet su2017 dong2020 qian2021 transfer defences detection few-pixel exhaustive hardened '
+known=' masks wang2021 targeted regions imagenet su2017 dong2020 qian2021 transfer defences detection few-pixel exhaustive hardened '
 for part in "${parts[@]}"; do
     [[ $known = *" $part "* ]] || usage
     case $part in
-        wang2021 | targeted | su2017 | transfer | few-pixel | exhaustive) [ -n "$cifar" ] || usage ;;
+        wang2021 | targeted | regions | su2017 | transfer | few-pixel | exhaustive) [ -n "$cifar" ] || usage ;;
         imagenet | detection) [ -n "$photos" ] || usage ;;
         hardened) [ -n "$cifar" ] && [ -n "$hardened" ] || usage ;;
     esac
@@ -74,14 +76,14 @@ done
 mkdir -p "$out"
 
 if [ -n "$quick" ]; then
-    small=(20 5 50 10 10 500 50 10)
+    small=(20 5 50 10 10 500 50 10 20)
     photo_count=20 epochs=1 tested='--sample 200' subspace='--subspace 200'
 else
-    small=(100 10 400 700 100 10000 1000 100)
+    small=(100 10 400 700 100 10000 1000 100 500)
     photo_count=200 epochs=12 tested='' subspace=''
 fi
 images=${images:-${small[0]}} few=${few:-${small[1]}} more=${more:-${small[3]}} queries=${queries:-${small[5]}}
-steps=${steps:-${small[6]}} srm=${srm:-${small[7]}}
+steps=${steps:-${small[6]}} srm=${srm:-${small[7]}} many=${many:-${small[8]}}
 search=(--population "${small[2]}" --generations "${generations:-${small[4]}}")
 read -r -a network <<< "$photo_model"
 if [ -n "$photos" ]; then
@@ -150,6 +152,20 @@ wang2021_stage() {
     shift
     [[ $name = *allconv* || $name = *targeted ]] || half=(--sample $((images / 2)))
     stage "$name" attack de "$out/cifar-grabcut" --region all --precision bf16 --seed 1 "${search[@]}" "${half[@]}" "$@"
+}
+
+# Is the foreground more fragile than the background? One pixel on as many images as wang2021 drew, which tells
+# differences of a few points from chance; and every pixel of both regions.
+regions() {
+    local region maps=()
+    stage many-grabcut segment --method grabcut "$cifar/test" --sample "$many" --seed 1
+    for region in foreground background; do
+        stage many-exhaustive-$region attack exhaustive "$out/many-grabcut" --region $region
+        maps+=("$out/many-exhaustive-$region")
+    done
+    stage many-de-1 attack de "$out/many-grabcut" --region all --precision bf16 --seed 1 "${search[@]}"
+    result regions success "${maps[@]}" "$out/many-de-1"
+    result regions-exhaustive vulnerability "${maps[@]}" "$out/many-de-1"
 }
 
 # Tables III and IV and Fig. 6 of wang2021 at 224×224, saliency masks.
@@ -429,7 +445,7 @@ exhaustive() {
 
 if [ ${#parts[@]} -eq 0 ]; then
     parts=(masks)
-    [ -z "$cifar" ] || parts+=(wang2021 targeted su2017)
+    [ -z "$cifar" ] || parts+=(wang2021 targeted regions su2017)
     [ -z "$photos" ] || parts+=(imagenet)
     parts+=(dong2020 qian2021)
     [ -z "$cifar" ] || parts+=(transfer)
