@@ -132,8 +132,8 @@ def test_table_2_has_a_row_per_attack_and_a_column_per_budget() -> None:
     assert [line["trained_on"] for line in long] == [None] * 4 + ["i-fgm, δ=4"]
 
 
-def source(detector: str, *, held_out: bool = True, stage: str = "5", **training: Any) -> Source:
-    return Source(training or None, detector * 6, held_out, stage * 6)
+def source(stage: str, *, held_out: bool = True, **training: Any) -> Source:
+    return Source(training or None, held_out, stage)
 
 
 def told(rows: list[DetectionRow], *sources: Source) -> list[str | None]:
@@ -144,15 +144,23 @@ def test_rows_of_one_attack_and_budget_are_told_apart_by_what_differs() -> None:
     twins = [row("fgm", 4), row("fgm", 4)]
     a, b = source("a", seed=0, ridge=0.1), source("b", seed=1, ridge=0.1)
     assert told(twins, a, b) == ["seed=0", "seed=1"]
-    # Of one detector, how it was trained is no difference; where that is not known of all, its digest is one.
-    assert told(twins, a, source("a", held_out=False, seed=0, ridge=0.1)) == ["held out", "scored"]
-    assert told(twins, a, source("b", held_out=False)) == ["aaaaaa", "bbbbbb"]
-    assert told(twins, a, source("b", seed=0, ridge=0.1)) == ["aaaaaa", "bbbbbb"]
-    again = source("a", held_out=False, stage="6", seed=0, ridge=0.1)
-    assert told([*twins, row("fgm", 4)], a, b, again) == ["seed=0, held out", "seed=1, held out", "seed=0, scored"]
-    assert told(twins, source("a"), source("a", stage="7")) == ["555555", "777777"]
+    scored = source("c", held_out=False, seed=0, ridge=0.1)
+    assert told(twins, a, scored) == ["held out", "scored"]
+    assert told([*twins, row("fgm", 4)], a, b, scored) == ["seed=0, held out", "seed=1, held out", "seed=0, scored"]
     # The line of the attack's other budgets goes on.
     assert told([*twins, row("fgm", 2)], a, b, source("c", seed=1, ridge=0.1)) == ["seed=0", "seed=1", "seed=1"]
+
+
+def test_rows_that_differ_in_no_option_are_named_by_their_stage() -> None:
+    twins = [row("fgm", 4), row("fgm", 4)]
+    a, b, c = source("run/a", seed=0), source("run/b", seed=0), source("run/c", seed=1)
+    assert told(twins, a, b) == ["run/a", "run/b"]
+    assert told([*twins, row("fgm", 4)], a, b, c) == ["seed=0, run/a", "seed=0, run/b", "seed=1"]
+    # Of a detector whose training is not known, no option is.
+    unknown = source("run/d", held_out=False)
+    assert told(twins, a, unknown) == ["run/a", "run/d"]
+    assert told([*twins, row("fgm", 4)], a, c, unknown) == ["seed=0", "seed=1", "run/d"]
+    assert told(twins, unknown, source("run/e", held_out=False)) == ["run/d", "run/e"]
 
 
 def test_rows_that_differ_need_no_more() -> None:

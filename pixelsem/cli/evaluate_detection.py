@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -159,6 +160,8 @@ def _attack_of(stage: Stage) -> StageInfo | None:
 
     file = stage.path / ATTACK_FILE
     if not file.is_file():
+        if any(record.kind != "unknown" for record in detection_records(stage)):
+            raise StageError(f"{file}: is missing, and with it what the attack was; run the stage's command again")
         return None
     try:
         info = msgspec.convert(read_yaml(file), StageInfo)
@@ -185,9 +188,13 @@ def _sources_of(stages: dict[str, Stage]) -> dict[str, Source]:
         for name, stage in stages.items()
         if stage.info.kind == "train-detector"
     }
+    folders = {name: stage.path.resolve() for name, stage in stages.items()}
+    shared = os.path.commonpath([folder.parent for folder in folders.values()])
     return {
         name: Source(
-            trained.get(digests[name]), digests[name], stage.info.kind == "train-detector", stage.info.identity
+            trained.get(digests[name]),
+            stage.info.kind == "train-detector",
+            folders[name].relative_to(shared).as_posix(),
         )
         for name, stage in stages.items()
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,11 @@ class Source:
     """Where a row's scores are from, to tell it from other rows.
 
     :ivar training: how the detector was trained, by option; None where that is not known.
-    :ivar detector: the detector's digest.
     :ivar held_out: whether the images are those held out of its training, not others scored later.
-    :ivar stage: the digest of the stage that holds the scores.
+    :ivar stage: what the stage that holds the scores is called; each stage has a name of its own.
     """
 
     training: Mapping[str, Any] | None
-    detector: str
     held_out: bool
     stage: str
 
@@ -68,34 +67,47 @@ class Source:
 def tell_apart(rows: Sequence[DetectionRow], sources: Sequence[Source]) -> list[DetectionRow]:
     """Return the rows with :attr:`DetectionRow.detector` filled in where several are about one attack and budget.
 
-    The budgets of one attack are named alike, so that they make one line of :func:`delta_table`.
+    A row is named by what its detector differs in from the others: options of its training, and whether the images
+    are those held out of it. One that this does not name, or that shares its name with another of its budget, is named
+    by its stage too. The budgets of one attack are named alike, so that they make one line of :func:`delta_table`.
     """
     lines: dict[tuple[Cell, ...], list[int]] = {}
     for number, row in enumerate(rows):
         lines.setdefault((*_about(row), row.trained_on), []).append(number)
     told = list(rows)
     for line in lines.values():
-        deltas = [rows[number].delta for number in line]
-        said = [""] * len(line)
-        for parts in _differences([sources[number] for number in line]):
-            more = [", ".join(filter(None, pair)) for pair in zip(said, parts, strict=True)]
-            # What tells no row from another is not said.
-            if len(set(zip(more, deltas, strict=True))) > len(set(zip(said, deltas, strict=True))):
-                said = more
-        for number, text in zip(line, said, strict=True):
-            told[number] = replace(rows[number], detector=text or None)
+        names = _names([rows[number].delta for number in line], [sources[number] for number in line])
+        for number, name in zip(line, names, strict=True):
+            told[number] = replace(rows[number], detector=name or None)
     return told
 
 
-def _differences(sources: Sequence[Source]) -> Iterator[list[str]]:
-    """Yield what may tell sources apart, a text for each, the most telling first."""
-    known = [source.training for source in sources if source.training is not None]
-    if len(known) == len(sources):
-        names = [name for name in known[0] if any(one.get(name) != known[0][name] for one in known)]
-        yield [", ".join(worded(name, one.get(name)) for name in names) for one in known]
-    yield [source.detector[:6] for source in sources]
-    yield ["held out" if source.held_out else "scored" for source in sources]
-    yield [source.stage[:6] for source in sources]
+def _names(deltas: Sequence[float | None], sources: Sequence[Source]) -> list[str]:
+    """Return what the detectors of one line are called, empty where each budget has one alone."""
+    if len(set(deltas)) == len(deltas):
+        return [""] * len(deltas)
+    words = _differences(sources)
+    times = Counter(zip(deltas, words, strict=True))
+    return [
+        ", ".join(filter(None, [said, source.stage if not said or times[delta, said] > 1 else ""]))
+        for delta, said, source in zip(deltas, words, sources, strict=True)
+    ]
+
+
+def _differences(sources: Sequence[Source]) -> list[str]:
+    """Return what each source differs in from the others, in words; empty where its training is not known."""
+    known = [(source.training, source.held_out) for source in sources if source.training is not None]
+    first = known[0][0] if known else {}
+    names = [name for name in first if any(training.get(name) != first[name] for training, _ in known)]
+    both = len({held_out for _, held_out in known}) == 2
+
+    def words(source: Source) -> str:
+        if source.training is None:
+            return ""
+        parts = [worded(name, source.training.get(name)) for name in names]
+        return ", ".join([*parts, "held out" if source.held_out else "scored"] if both else parts)
+
+    return [words(source) for source in sources]
 
 
 _ABOUT = (
