@@ -491,6 +491,15 @@ def test_diff_with_a_damaged_stream_in_a_history(call, twins, place):
     assert f"{file}: not a history that can be read: " in problem(result)
 
 
+def test_diff_with_a_history_of_other_arrays(call, twins):
+    file = twins[1] / "history/2.npz"
+    for wrong, found in ((np.zeros((1, 1)), "float64 [1, 1]"), (np.zeros(2, np.uint8), "uint8 [2]")):
+        np.savez(file, accepted=wrong, close=np.zeros((1, 1), np.uint8))
+        result = call("diff", *twins)
+        assert result.exit_code == 2
+        assert f"{file}: `accepted` is {found}, not the bits of every generation" in problem(result)
+
+
 def test_diff_tells_images_apart_that_the_model_does_not(call, tmp_path):
     """A gradient attack's record lists no pixels: its image's digest alone says which it is."""
     for name, clean, made in (("a", "ab", "ab"), ("b", "ab", "cd"), ("c", "cd", "ab")):

@@ -11,7 +11,7 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError, StageError
-from pixelsem.files import one_line
+from pixelsem.files import one_line, read_arrays
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -57,20 +57,27 @@ def _histories(one: Stage, two: Stage) -> Callable[[AttackRecord, AttackRecord],
     def load(first: AttackRecord, second: AttackRecord) -> tuple[History, History] | None:
         if first.history is None or second.history is None:
             return None
-        return read_history(one, first.history), read_history(two, second.history)
+        return _accepted(one, first.history), _accepted(two, second.history)
 
     return load
 
 
+def _accepted(stage: Stage, name: str) -> Mapping[str, Any]:
+    """Return a history in which what was accepted, if it is there, is bits by generation."""
+    arrays = read_history(stage, name)
+    for key in ("accepted", "close"):
+        if key in arrays and (arrays[key].ndim != 2 or str(arrays[key].dtype) != "uint8"):
+            found = f"{arrays[key].dtype} {list(arrays[key].shape)}"
+            raise StageError(f"{stage.path / name}: `{key}` is {found}, not the bits of every generation")
+    return arrays
+
+
 def read_history(stage: Stage, name: str) -> Mapping[str, Any]:
     """Return the arrays of a search's history by name; raises :class:`StageError` where it cannot be read."""
-    import numpy as np
-
     path = stage.resolve(name)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except Exception as error:  # OSError, ValueError, zlib.error, BadZipFile and what else damage may raise
+        return read_arrays(path)
+    except (OSError, ValueError) as error:
         raise StageError(f"{path}: not a history that can be read: {one_line(error)}") from error
 
 

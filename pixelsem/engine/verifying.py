@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from pixelsem.engine.attacking import changed_pixels, describe
 from pixelsem.engine.overlap import Ahead
 from pixelsem.engine.scoring import fp32_logits, is_success
 from pixelsem.errors import InputError, PixelsemError, StageError
-from pixelsem.files import one_line
+from pixelsem.files import one_line, read_arrays
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import pixel_digest, read_hints, read_image, read_mask
 from pixelsem.records import FILE_FIELDS, AttackRecord, Prediction, Record, SegmentRecord
@@ -183,18 +182,16 @@ def _decoded(path: Path, field: str) -> Pixels | None:
     if field in ("mask", "original", "map"):
         return read_mask(path)
     if field == "history":
-        _read_arrays(path)
+        _check_arrays(path)
     else:
         read_hints(path)
     return None
 
 
-def _read_arrays(path: Path) -> None:
+def _check_arrays(path: Path) -> None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                arrays[name]
-    except Exception as error:  # OSError, ValueError, zlib.error, BadZipFile and what else damage may raise
+        read_arrays(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
