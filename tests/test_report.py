@@ -277,6 +277,13 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
     assert list(folder.rglob("*.html")) == [folder / "folder.html"]
 
 
+@pytest.mark.parametrize("named", ["run", "run/attack"])
+def test_damage_to_the_only_stage_is_all_that_is_said(folder: Path, named: str) -> None:
+    (write_stage(folder / "run" / "attack", info("original")) / "manifest.jsonl").write_text("[]\n")
+    result = call(named, code=2)
+    assert result.stderr == "pixelsem: run/attack/manifest.jsonl, line 1: Expected `object`, got `array`\n"
+
+
 def test_a_change_outside_of_its_image_is_said(folder: Path) -> None:
     one = search(1, "original", hit=True)
     far = search(2, "original", hit=True, pixels=[{"x": 10, "y": 0, "from": [0, 0, 0], "to": [1, 1, 1]}])

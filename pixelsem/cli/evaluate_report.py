@@ -113,6 +113,7 @@ class _Inputs:
         self.stages: list[Path] = []
         self.runs: list[Path] = []
         self.notes: list[str] = []
+        self._damage: list[StageError] = []
         self._seen: set[Path] = set()
         for path in paths:
             if (path / STAGE_FILE).is_file():
@@ -125,6 +126,8 @@ class _Inputs:
             self.runs.append(path)
             for stage in below:
                 self._add(stage, named=False)
+        if not self.stages and self._damage:
+            raise self._damage[0]
         if not self.stages:
             reason = self.notes[0] if self.notes else f"{paths[0]}: holds no attack stage"
             raise PixelsemError(f"{reason.removesuffix('; left out')}; run an attack, or name its stage or run folder")
@@ -145,6 +148,7 @@ class _Inputs:
                 return
             held = sum(1 for _ in stage.records())  # read to the end, for damage
         except StageError as error:
+            self._damage.append(error)
             self.notes.append(f"{error}; left out")
             return
         if not held:
