@@ -117,6 +117,22 @@ def pixels_of(stage: Path) -> dict[str, bytes]:
     return {record.id: read_image(stage / record.image).tobytes() for record in Stage.open(stage).defend_records()}
 
 
+def test_a_value_that_is_swept_twice_has_one_stage(folder: Path, tmp_path: Path) -> None:
+    done = run("defend", "resize", folder, "--sweep", "gamma=2/1.5/2.0", "--run", tmp_path / "run")
+    assert [Path(line).name.rpartition("-")[0] for line in done.stdout.split()] == [
+        "defend-resize-2",
+        "defend-resize-1.5",
+    ]
+
+
+def test_a_setting_is_given_or_swept(folder: Path, tmp_path: Path) -> None:
+    sweep = ("defend", "jpeg", folder, "--sweep", "q=90/80", "--run", tmp_path / "run")
+    done = run(*sweep, "--quality", "75", code=2)
+    assert done.stderr == "pixelsem: --quality is swept by --sweep q=90/80; leave one of them out\n"
+    assert not (tmp_path / "run").exists()
+    run(*sweep, "--subsampling", "4:4:4")
+
+
 @pytest.mark.parametrize("sweep", ["seed=0/1", "se=3", "seed=0:4:2"])
 def test_a_seed_is_not_swept(folder: Path, tmp_path: Path, sweep: str) -> None:
     done = run("defend", "tvm", folder, "--sweep", sweep, "--run", tmp_path / "run", code=2)

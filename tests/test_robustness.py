@@ -264,6 +264,27 @@ def test_transforms_in_a_row_are_all_named(tmp_path: Path) -> None:
     assert table_of(thrice) == [("original", "median:kernel=3+max-pool:kernel=3+jpeg:quality=90", (1, 2))]
 
 
+def test_stages_of_some_of_the_images_are_of_these_alone(tmp_path: Path) -> None:
+    attack = write_attack(tmp_path / "one", "original", "all1", "all2", "spot1", "spot2", "spot3")
+    run("defend", "median", attack, "--limit", "3", "-o", tmp_path / "some")
+    assert table_of(tmp_path / "some") == [("original", "median:kernel=3", (2, 3))]
+    done = run("evaluate", "robustness", tmp_path / "some", "--format", "none", "-o", tmp_path / "tables")
+    assert "some: holds 3 of 5 attacked searches of " in done.stderr
+    # Where all were asked for, what is missing is a failure: one, not one per image.
+    whole = defend(attack)
+    manifest = whole / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:3]))
+    done = run("evaluate", "robustness", whole, "--json", "--format", "none", "-o", tmp_path / "tables", code=1)
+    failures = json.loads(done.stdout)["failures"]
+    assert list(failures) == [str(whole)]
+    assert failures[str(whole)].endswith("; run its command again")
+
+
+def test_all_that_a_model_is_behind_is_tried_by_default(tmp_path: Path) -> None:
+    attack = write_attack(tmp_path / "one", "original", "spot1", "all1", defense=["median:k=3", "max-pool:k=3"])
+    assert table_of(attack) == [("original", "median:kernel=3+max-pool:kernel=3", (1, 2))]
+
+
 @pytest.mark.parametrize("option", ["delta: [1]", "delta: x", "delta: .nan", "delta: true", "pixels: 1.5"])
 def test_a_damaged_number_of_an_attack_is_one_line(tmp_path: Path, option: str) -> None:
     attack = write_attack(tmp_path / "one", "original", "spot1", delta=4.0)

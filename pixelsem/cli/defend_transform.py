@@ -16,7 +16,7 @@ from pixelsem.cli.options import OutputOptions, SelectionOptions, ShardOptions, 
 from pixelsem.cli.stages import close_output, exit_with, open_output, options_of
 from pixelsem.engine.shards import take
 from pixelsem.errors import PixelsemError
-from pixelsem.settings import Settings, option
+from pixelsem.settings import Settings, option, option_name
 from pixelsem.transforms.registry import TRANSFORMS, TransformInfo
 from pixelsem.transforms.specs import Defense, parse_values
 
@@ -119,9 +119,14 @@ class _Command:
         name, values = parse_values(self.info.settings, self.transform.sweep, "--sweep")
         if name == "seed":  # one option for both: a stage could not note which value was whose
             raise PixelsemError("--sweep: seed cannot be swept, as --seed also draws --sample; run once per --seed")
+        source = self.context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise PixelsemError(
+                f"{option_name(name)} is swept by --sweep {self.transform.sweep}; leave one of them out"
+            )
         return [
             Defense(self.info, self.info.settings.from_dict(self.settings.to_dict() | {name: value}))
-            for value in values
+            for value in dict.fromkeys(values)
         ]
 
     def _jobs(self, source: ImageSource) -> Sequence[Job]:

@@ -40,6 +40,9 @@ Stages = Annotated[
     ),
 ]
 
+#: Options by which a stage of transformed images is asked for some of them alone.
+_SELECTING = ("limit", "sample", "shard")
+
 _HOPS = 16  # transforms in a row that a stage may have behind it
 
 
@@ -50,7 +53,7 @@ class RobustnessOptions(Settings):
     defense: tuple[str, ...] = option(
         (),
         "A defence such as jpeg:q=55, or one with a list of strengths: jpeg:q=95:5:-10, avg-pool:k=3/5/7; repeat it "
-        "for several. Default: the defence that the attacked model itself is behind.",
+        "for several. Default: what the attacked model itself is behind.",
         metavar="NAME:SETTING=VALUES",
         several=True,
     )
@@ -219,7 +222,7 @@ class _Work:
         self._note_left_out(origins, plan)
         plan += [_Trial([defense], {}) for defense in self._what.defenses]
         own = model_of(self._attacks.of_setup(group.setup)).defenses
-        if not plan and len(own) == 1:
+        if not plan and own:
             plan = [_Trial(own, {})]
         if not plan:
             name = group.attacked[0].stage.path
@@ -276,7 +279,7 @@ class _Work:
         from pixelsem.metrics.success import image_of
 
         images = _Images(trial, group.attacked) if trial.made else None
-        searches = group.attacked if images is None else [each for each in group.attacked if images.are_of(each)]
+        searches = group.attacked if images is None else self._held(group.attacked, images)
         numbers = {name: number for number, name in enumerate(predictor.classifier.class_names)}
         tried: list[Tried] = []
         for pairs in read_pairs(searches, self.failures):
@@ -288,6 +291,28 @@ class _Work:
                 fooled = after is not None and (after == wanted) == (record.target is not None)
                 tried.append(Tried(image_of(record), record.success, clean == numbers[record.label], fooled))
         return tried
+
+    def _held(self, searches: Sequence[Search], images: _Images) -> list[Search]:
+        """Return the searches whose images were transformed; say how many others a stage should hold, or does not."""
+        missing: dict[Path, list[int]] = {}
+        held = []
+        for search in searches:
+            if not images.are_of(search):
+                continue
+            counts = missing.setdefault(search.stage.path, [0, 0])
+            counts[1] += 1
+            if images.holds(search):
+                held.append(search)
+                counts[0] += 1
+        for origin, (count, of) in missing.items():
+            if count < of:
+                name, selected = images.describe(origin)
+                told = f"{name}: holds {count} of {of} attacked searches of {origin}"
+                if not selected:
+                    self.failures[name] = f"{told}; run its command again"
+                elif (note := f"{told}; only these are in its row") not in self._attacks.notes:
+                    self._attacks.notes.append(note)
+        return held
 
     def _predicted(
         self, pairs: Sequence[Pair], predictor: Predictor, images: _Images | None
@@ -339,6 +364,16 @@ class _Images:
         """Was a stage given that transformed the images of the search's stage?"""
         return search.stage.path in self._stages
 
+    def holds(self, search: Search) -> bool:
+        """Is there a record of the search among the transformed ones?"""
+        return (search.stage.path, search.record.key) in self._found
+
+    def describe(self, origin: Path) -> tuple[str, bool]:
+        """Return the names of the stages of an attack stage's images, and whether they were asked for some alone."""
+        stages = self._stages[origin]
+        selected = any(stage.info.options.get(name) is not None for stage in stages for name in _SELECTING)
+        return " + ".join(str(stage.path) for stage in stages), selected
+
     def of(self, pair: Pair, failures: dict[str, str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None] | None:
         """Return the transformed clean and attacked image of a search; None, and a failure, where there are none."""
         from pixelsem.errors import InputError
@@ -349,7 +384,7 @@ class _Images:
         stage, record = self._found.get((place, search.key), (None, None))
         name = None if record is None else record.adversarial or record.attempt
         if stage is None or record is None or (name is None) == pair.written:
-            looked = " + ".join(str(each.path) for each in self._stages[place])
+            looked, _ = self.describe(place)
             failures[search.id] = f"{looked}: holds nothing of {search.id!r}; run its command again"
             return None
         try:
