@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -710,5 +711,13 @@ def test_list_names_every_attack() -> None:
     assert list(rows) == list(ATTACKS)
     assert rows["de"] | {"norm": "L0", "access": "black", "targeted": True, "budget": "1 pixel"} == rows["de"]
     assert rows["pgd"]["access"] == "white"
-    shown = CliRunner().invoke(app, ["attack", "list"]).stderr
-    assert all(f"\n {name} " in shown or f"\n{name} " in shown for name in ATTACKS)
+    head, *lines = CliRunner().invoke(app, ["attack", "list"]).stdout.splitlines()
+    assert head == "name\tnorm\tbudget\taccess\tpaper\tsummary"
+    assert [dict(zip(head.split("\t"), line.split("\t"), strict=True))["name"] for line in lines] == list(ATTACKS)
+
+
+def test_list_is_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixelsem.cli.attack.data_stream", lambda: SimpleNamespace(isatty=lambda: True))
+    shown = CliRunner().invoke(app, ["attack", "list"])
+    assert shown.stdout == ""
+    assert all(f"\n {name} " in shown.stderr or f"\n{name} " in shown.stderr for name in ATTACKS)

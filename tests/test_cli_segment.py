@@ -396,4 +396,6 @@ def test_an_option_of_another_method_is_an_error(photos: Path, monkeypatch: pyte
     assert "--margin is no option of --method fake" in call(
         "photos", "--method", "fake", "--margin", "0.1", code=2
     ).stderr  # fmt: skip
-    assert "--tiles" in call("images", "--help").stdout
+    shown = call("images", "--help").stdout
+    assert "--tiles" in shown
+    assert ": )" not in shown  # a method's default that is nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_ci_says_where_it_failed(tmp_path: Path) -> None:
     done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == ".ci/run: FAILED: the README's test line: false\n"
+
+
+def test_the_source_archive_holds_what_the_repository_does() -> None:
+    """Else the test line fails in it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    tracked = {f"/{name.split('/')[0]}" for name in listed.stdout.splitlines()}
+    assert set(held) == tracked - {"/pyproject.toml", "/.gitignore"}  # which are always in it
 
 
 def test_every_command_is_in_the_readme() -> None:

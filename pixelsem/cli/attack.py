@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pixelsem.attacks.registry import ATTACKS, AttackInfo
 from pixelsem.attacks.settings import AttackSettings, DeviceOptions, EvaluatorOptions, GoalOptions, RegionOptions
 from pixelsem.cli import attack_patch, attack_split
 from pixelsem.cli.attack_run import AttackCommand
-from pixelsem.cli.console import Console
+from pixelsem.cli.console import Console, data_stream
 from pixelsem.cli.options import (
     EngineOptions,
     OutputOptions,
@@ -83,7 +83,10 @@ def _command(info: AttackInfo) -> Callable[..., None]:
 
 
 def _list(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON on stdout.")] = False) -> None:
-    """List every attack: its norm, what it needs of the model, the paper, the default budget."""
+    """List every attack: its norm, what it needs of the model, the paper, the default budget.
+
+    On a terminal the list is a table, else lines with tabs.
+    """
     rows = [
         {
             "name": info.name,
@@ -97,14 +100,24 @@ def _list(as_json: Annotated[bool, typer.Option("--json", help="Print them as JS
         for info in ATTACKS.values()
     ]
     console = Console(as_json=as_json)
+    shown = [_COLUMNS, *([str(row[key]) for key in _COLUMNS] for row in rows)]
     if as_json:
         console.data(json.dumps(rows, ensure_ascii=False))
-        return
+    elif data_stream().isatty():
+        _show(shown[1:], console)
+    else:
+        console.data("\n".join("\t".join(row) for row in shown))
+
+
+_COLUMNS = ("name", "norm", "budget", "access", "paper", "summary")
+
+
+def _show(rows: Sequence[Sequence[str]], console: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table("Attack", "Norm", "Budget", "Box", "Paper", "What it does", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(*(str(row[key]) for key in ("name", "norm", "budget", "access", "paper", "summary")))
+        table.add_row(*row)
     console.table(table)

@@ -82,7 +82,7 @@ def _shared(fields: dict[str, dataclasses.Field[Any]]) -> Any:
 def _owners(by_default: dict[Any, list[str]]) -> str:
     """Return methods with their defaults: ``slic: 10; lsc: 0.075``."""
     return "; ".join(
-        ", ".join(methods) + ("" if default is None else f": {_short(default)}")
+        ", ".join(methods) + ("" if default in (None, ()) else f": {_short(default)}")
         for default, methods in by_default.items()
     )
 
