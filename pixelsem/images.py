@@ -31,6 +31,9 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 #: How PIL stretches grey levels of 2 and 4 bits to 8.
 _STRETCH = {"L;2": 85, "L;4": 17}
 
+#: The EXIF tag of how a picture is turned, and its values of those that lie on their side.
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, frozenset({5, 6, 7, 8})
+
 # PIL warns about large images, which are checked here, and about broken EXIF data, which is passed over.
 # Not with catch_warnings around each call: that is not thread-safe, and images are read in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -73,6 +76,17 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
             raise InputError(f"{path}: pixels of kind {image.mode!r} are no picture yet; convert it to 8-bit RGB")
         upright = _upright(image)
         return _from_16_bits(np.asarray(upright)) if sixteen else _to_rgb(upright)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Return the (height, width) that :func:`read_image` gives, by the file's header alone; raises as that does."""
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        # Of a TIFF, PIL tells the size that it has upright. The pixels are whole where only the EXIF data are broken.
+        with suppress(Exception):
+            if width != height and image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
+                return width, height
+        return height, width
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 from pixelsem.errors import InputError, OutputError, PixelsemError
 from pixelsem.images import (
     MAX_PIXELS,
+    image_size,
     iter_chunks,
     list_images,
     read_image,
@@ -104,14 +105,17 @@ def test_exif_orientation_is_applied(
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, object] = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
-    read = read_image(save(tmp_path / f"a.{suffix}", pixels, exif=exif, **options))
+    path = save(tmp_path / f"a.{suffix}", pixels, exif=exif, **options)
+    read = read_image(path)
     expected = undo(pixels)
     assert read.shape == expected.shape
+    assert image_size(path) == expected.shape[:2]
     assert np.abs(read.astype(int) - expected).max() <= (2 if suffix == "jpg" else 0)
 
 
 def test_broken_exif_data_do_not_cost_the_picture(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", PICTURE, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0")
+    assert image_size(path) == PICTURE.shape[:2]
     assert read_image(path).shape == PICTURE.shape
 
 

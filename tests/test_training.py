@@ -517,6 +517,14 @@ def test_options_that_cannot_be(data: Path, options: list[str], message: str) ->
     assert not Path("pixelsem-run").exists()
 
 
+@pytest.mark.parametrize("option", [["--min-area", "0.5"], ["--workers", "2"], ["--resize", "squash"], ["--crop", "8"]])
+def test_options_that_cannot_be_are_told_before_the_images_are_read(data: Path, option: list[str]) -> None:
+    for path in data.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])  # as far as the size, and no pixels
+    assert "damaged" in defend("--data", "data", code=1).stderr
+    assert f"pixelsem: {option[0]} " in defend("--data", "data", *option, code=2).stderr
+
+
 def test_stage_file_repeats_the_training(data: Path) -> None:
     first = Path(defend("--data", "data", "-o", "first", "--seed", "3").stdout.strip())
     defend("--config", "first/stage.yaml", "-o", "again", options=[])

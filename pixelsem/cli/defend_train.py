@@ -81,6 +81,7 @@ def train(
 ) -> None:
     """Train a classifier into a stage: checkpoint, weights (fp16) and model card."""
     from pixelsem.defenses.card import TrainingData, model_card
+    from pixelsem.defenses.examples import OnTheFly
     from pixelsem.defenses.robustness import find_collapse, robust_images
     from pixelsem.defenses.training import train as train_classifier
     from pixelsem.fitness.evaluator import pick_device
@@ -93,9 +94,10 @@ def train(
     names = pictures[0].class_names
     classifier = _classifier(model, weights, names, pictures[0].where)
     resolved = settings.resolved(*classifier.preprocessing.size)
+    _refuse_idle(context, pictures, classifier.preprocessing.size, settings.crop)
     train_set, test_set = _Loading(console, pictures, classifier, reading, settings, masks).run()
-    _refuse_idle(context, train_set, test_set)
-    _check_crop(settings.crop, train_set)
+    if isinstance(train_set, OnTheFly) and _is_typed(context, "crop"):
+        raise PixelsemError("--crop goes with training images of the model's input size; leave it out")
     identity = {"settings": resolved.to_dict(), "model": model, "classes": names, "data": _digest(train_set, test_set)}
     if weights is not None:
         identity["weights"] = classifier.digest
@@ -224,29 +226,28 @@ class _Loading:
         return torch.from_numpy(regions)
 
 
-def _refuse_idle(context: typer.Context, train_set: Examples, test_set: Examples) -> None:
-    """Raise :class:`PixelsemError` for an option on the command line that these images leave without effect."""
-    from pixelsem.defenses.examples import OnTheFly
+def _refuse_idle(context: typer.Context, pictures: tuple[Pictures, Pictures], size: tuple[int, int], crop: int) -> None:
+    """Raise :class:`PixelsemError` for an option on the command line that images of ``size`` leave without effect.
 
-    trains, tests = isinstance(train_set, OnTheFly), isinstance(test_set, OnTheFly)
-    idle = ["crop"] if trains else ["min_area"]
-    idle += [] if tests else ["resize"]
-    idle += [] if trains or tests else ["workers"]
-    for name in idle:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            which = "training images of" if name == "crop" else "images of other sizes than"
-            raise PixelsemError(f"{option_name(name)} goes with {which} the model's input size; leave it out")
+    And for a crop that these are too small to be padded for by so many of their own pixels. Their headers tell that,
+    before all of them are read; of images of other sizes the first does.
+    """
+    idle = {"min_area": pictures[:1], "resize": pictures[1:], "workers": pictures}
+    for name, needed in idle.items():
+        if _is_typed(context, name) and all(each.are_for_memory(size) for each in needed):
+            raise PixelsemError(
+                f"{option_name(name)} goes with images of other sizes than the model's input size; leave it out"
+            )
+    if crop >= min(size) and pictures[0].are_for_memory(size):
+        height, width = size
+        raise PixelsemError(
+            f"--crop {crop}: images of {width}×{height} pixels can be padded by {min(size) - 1} at most"
+        )
 
 
-def _check_crop(crop: int, train_set: Examples) -> None:
-    """Raise :class:`PixelsemError` where images are too small to be padded by so many of their own pixels."""
-    from pixelsem.defenses.examples import InMemory
-
-    if isinstance(train_set, InMemory) and crop >= min(train_set.size):
-        height, width = train_set.size
-        most = min(train_set.size) - 1
-        raise PixelsemError(f"--crop {crop}: images of {width}×{height} pixels can be padded by {most} at most")
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _digest(*parts: Examples) -> str:

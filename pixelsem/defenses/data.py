@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pixelsem.errors import PixelsemError
-from pixelsem.images import iter_chunks, list_images, read_image
+from pixelsem.images import image_size, iter_chunks, list_images, read_image
 
 #: Bytes of 8-bit pixels. More than this does not belong in memory, on no machine: what is trained on must not depend
 #: on where that is done.
@@ -56,6 +56,16 @@ class Pictures(ABC):
         """
         raise PixelsemError(f"{self.where}: its images have no names that masks could have; give a folder of classes")
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return an image's (height, width); raises :class:`InputError` where it cannot be read."""
+        height, width, _ = self.read(index)[0].shape
+        return height, width
+
+    def are_for_memory(self, size: tuple[int, int]) -> bool:
+        """Will :meth:`load` return the images of (height, width) ``size``? Ends with the first that is of another."""
+        count = len(self)
+        return _fit(count, size) and all(self.image_size(index) == size for index in range(count))
+
     def load(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
         """Return all images, uint8 [N, 3, H, W], and labels, int64 [N]; None where they are not for memory.
 
@@ -63,7 +73,7 @@ class Pictures(ABC):
         that cannot be read.
         """
         count = len(self)
-        if count * 3 * size[0] * size[1] > _LIMIT or self.read(0)[0].shape[:2] != size:
+        if not _fit(count, size) or self.read(0)[0].shape[:2] != size:
             return None
         # Channels first from the start: a second copy may be as large as memory allows.
         pixels, labels = np.empty((count, 3, *size), np.uint8), np.empty(count, np.int64)
@@ -79,6 +89,10 @@ class Pictures(ABC):
                 if not all(pool.map(place, range(count)[part])):
                     return None
         return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def _fit(count: int, size: tuple[int, int]) -> bool:
+    return count * 3 * size[0] * size[1] <= _LIMIT
 
 
 class FolderPictures(Pictures):
@@ -110,6 +124,10 @@ class FolderPictures(Pictures):
     def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Read an image and its label; see :meth:`Pictures.read`."""
         return read_image(self._root / self._files[index]), self._labels[index]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return an image's (height, width), by its header; see :meth:`Pictures.image_size`."""
+        return image_size(self._root / self._files[index])
 
     def entries(self) -> Iterator[str]:
         """Yield every image's path and its file's size: reading all of ImageNet would take longer than many a run."""

@@ -91,17 +91,27 @@ class TorchvisionPictures(Pictures):
         """Yield the data set's name and length: torchvision checks what most are made of before it reads them."""
         yield f"{type(self._dataset).__name__}\0{len(self)}"
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return an image's (height, width); see :meth:`Pictures.image_size`."""
+        pixels = self._pixels()
+        return super().image_size(index) if pixels is None else (pixels.shape[2], pixels.shape[3])
+
     def load(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
         """Return all images and labels where they are for memory; see :meth:`Pictures.load`."""
-        pixels = getattr(self._dataset, "data", None)
+        pixels = self._pixels()
         labels = getattr(self._dataset, "targets", getattr(self._dataset, "labels", None))
-        if not isinstance(pixels, np.ndarray) or labels is None or pixels.ndim != 4:
+        if pixels is None or labels is None:
             return super().load(size)
-        if pixels.shape[3] == 3:
-            pixels = pixels.transpose(0, 3, 1, 2)
         if pixels.shape[2:] != size:
             return None
         return torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(np.asarray(labels, np.int64))
+
+    def _pixels(self) -> NDArray[np.uint8] | None:
+        """Return all images as torchvision holds them, uint8 [N, 3, H, W]; None where they are in files."""
+        pixels = getattr(self._dataset, "data", None)
+        if not isinstance(pixels, np.ndarray) or pixels.ndim != 4:
+            return None
+        return pixels.transpose(0, 3, 1, 2) if pixels.shape[3] == 3 else pixels
 
 
 def open_torchvision(name: str, root: Path, download: bool) -> tuple[Pictures, Pictures]:
