@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelsem.metrics.bootstrap import draws
 from pixelsem.metrics.detection import measure, roc
 from pixelsem.metrics.intervals import wilson
 from pixelsem.records import DetectionRecord
@@ -57,6 +58,26 @@ def test_the_area_is_that_of_sklearn() -> None:
     assert found is not None
     assert found.area.value == pytest.approx(expected)
     assert found.roc.area == pytest.approx(expected)
+
+
+def test_the_areas_interval_is_that_of_images_drawn_with_all_their_versions() -> None:
+    rng = np.random.default_rng(1)
+    clean = rng.integers(-4, 3, 7) / 5
+    versions = [rng.integers(-2, 6, 1 + number % 3) / 5 for number in range(7)]
+    records = [scored(number, "clean", score) for number, score in enumerate(clean.tolist())]
+    for number, own in enumerate(versions):
+        records += [scored(number, "adversarial", score, repeat) for repeat, score in enumerate(own.tolist())]
+
+    def area(times: np.ndarray) -> float:
+        low = np.repeat(clean, times)
+        high = np.concatenate([np.tile(own, count) for own, count in zip(versions, times, strict=True)])
+        return float((high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean())
+
+    found = measure(records, 0.9)
+    assert found is not None
+    assert found.area.value == pytest.approx(area(np.ones(7, int)))
+    resampled = [area(times) for some in draws(7) for times in some.astype(int)]
+    assert (found.area.low, found.area.high) == pytest.approx(np.quantile(resampled, [0.05, 0.95]))
 
 
 def test_rates_are_counted_by_hand() -> None:

@@ -42,10 +42,15 @@ def bootstrap(values: Array, confidence: float = 0.95, statistic: Callable[[Arra
     """
     rows = np.asarray(values, np.float64).reshape(len(values), -1)
     value = float(statistic(rows.mean(0)))
-    if len(rows) < 2:
-        return Estimate(value, None, None, len(rows))
-    ends = np.quantile(_resampled(rows, statistic), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(ends[0]), float(ends[1]), len(rows))
+    return _estimate(value, len(rows), confidence, lambda times: statistic(times @ rows / len(rows)))
+
+
+def bootstrap_draws(n: int, confidence: float, statistic: Callable[[Array], Array]) -> Estimate:
+    """Return a statistic of ``n`` ≥ 1 images with its percentile interval, as :func:`bootstrap` draws them.
+
+    ``statistic`` turns how often each image counts, float64 [..., n], into numbers [...].
+    """
+    return _estimate(float(statistic(np.ones(n))), n, confidence, statistic)
 
 
 def bootstrap_by_image(values: Array, images: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
@@ -81,6 +86,9 @@ def draws(n: int) -> Iterator[Array]:
         yield rng.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start)).astype(np.float64)
 
 
-def _resampled(rows: Array, statistic: Callable[[Array], Array]) -> Array:
-    """Return the statistic of every resample, [RESAMPLES]."""
-    return np.concatenate([statistic(times @ rows / len(rows)) for times in draws(len(rows))])
+def _estimate(value: float, n: int, confidence: float, statistic: Callable[[Array], Array]) -> Estimate:
+    if n < 2:
+        return Estimate(value, None, None, n)
+    resampled = np.concatenate([statistic(times) for times in draws(n)])
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high), n)

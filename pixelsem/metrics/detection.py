@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelsem.metrics.bootstrap import Estimate, bootstrap
+from pixelsem.metrics.bootstrap import Estimate, bootstrap, bootstrap_draws
 from pixelsem.metrics.intervals import Rate, clustered_rate, rate
 from pixelsem.records import DetectionRecord
 
@@ -112,19 +112,20 @@ def measure(records: Sequence[DetectionRecord], confidence: float = 0.95) -> Det
 def _area(clean: Array, adversarial: Sequence[Array], confidence: float) -> Estimate:
     """Return the area under the ROC (Mann–Whitney: half a win for a tie) with its interval over images.
 
-    With w how often each image is drawn, it is a quadratic form of w: wins between each two images, summed.
+    With w how often each image is drawn, a version of image i wins w_i times over the clean images below it, these
+    counted as often as they are drawn: sums up to its place among the sorted ones.
     """
     versions = np.array([len(scores) for scores in adversarial])
     owners = np.repeat(np.arange(len(versions)), versions)
-    flat = np.concatenate(adversarial)
-    below = (flat[:, None] > clean[None, :]) + 0.5 * (flat[:, None] == clean[None, :])
-    wins = np.zeros((len(clean), len(clean)))
-    np.add.at(wins, owners, below)
+    order = np.argsort(clean)
+    scores = np.concatenate(adversarial)
+    below, up_to = (np.searchsorted(clean[order], scores, side) for side in ("left", "right"))
 
     def area(weights: NDArray[Any]) -> NDArray[Any]:
         """Return the area for weights [..., N] of the images."""
-        pairs = (weights @ versions) * weights.sum(-1)
-        shares = ((weights @ wins) * weights).sum(-1) / pairs
-        return np.asarray(np.minimum(shares, 1.0))  # sums of parts may end a hair above
+        nothing = np.zeros_like(weights[..., :1])
+        sums = np.concatenate([nothing, np.cumsum(weights[..., order], -1)], -1)
+        wins = ((sums[..., below] + sums[..., up_to]) * weights[..., owners]).sum(-1) / 2
+        return np.asarray(wins / ((weights @ versions) * weights.sum(-1)))
 
-    return bootstrap(np.eye(len(clean)), confidence, area)
+    return bootstrap_draws(len(clean), confidence, area)
