@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 from pixelsem.errors import OutputError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
@@ -81,34 +78,6 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, atomically. Raises :class:`OutputError`."""
     with write_atomically(path) as file:
         file.write(text.encode())
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[Any]]]:
-    """Return the arrays of an .npz file by name.
-
-    Raises :class:`OSError` where it cannot be read, and :class:`ValueError` where it is damaged, however it is.
-    """
-    import struct
-    import tokenize
-    import zlib
-    from lzma import LZMAError
-    from zipfile import BadZipFile
-
-    import numpy as np
-
-    archive = (BadZipFile, LZMAError, zlib.error, struct.error, EOFError, KeyError, RuntimeError)  # methods, passwords
-    header = (tokenize.TokenError, SyntaxError, TypeError, OverflowError, MemoryError)  # text that NumPy evaluates
-    try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("holds one array and is no archive")
-            arrays = {name: found[name] for name in found.files}
-    except (*archive, *header) as error:
-        raise ValueError(one_line(error) or type(error).__name__) from error
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # of other members NumPy hands out bytes
-        raise ValueError("holds something that is no array")
-    return arrays
 
 
 def path_problem(name: str) -> str | None:

@@ -19,7 +19,7 @@ LAYERS = [
     {"fitness", "models"},
     {"transforms"},
     {"sources"},
-    {"stage", "images"},
+    {"stage", "images", "arrays"},
     {"records", "yaml_files", "locks"},
     {"files", "settings"},
     {"errors", "version"},

@@ -11,7 +11,7 @@ import typer
 
 from pixelsem.cli.console import Console
 from pixelsem.errors import EXIT_SOME_FAILED, PixelsemError, StageError
-from pixelsem.files import one_line, read_arrays
+from pixelsem.files import one_line
 from pixelsem.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def _accepted(stage: Stage, name: str) -> Mapping[str, Any]:
 
 def read_history(stage: Stage, name: str) -> Mapping[str, Any]:
     """Return the arrays of a search's history by name; raises :class:`StageError` where it cannot be read."""
+    from pixelsem.arrays import read_arrays
+
     path = stage.resolve(name)
     try:
         return read_arrays(path)

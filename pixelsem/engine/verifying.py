@@ -10,11 +10,12 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pixelsem.arrays import read_arrays
 from pixelsem.engine.attacking import changed_pixels, describe
 from pixelsem.engine.overlap import Ahead
 from pixelsem.engine.scoring import fp32_logits, is_success
 from pixelsem.errors import InputError, PixelsemError, StageError
-from pixelsem.files import one_line, read_arrays
+from pixelsem.files import one_line
 from pixelsem.fitness.evaluator import Evaluator
 from pixelsem.images import pixel_digest, read_hints, read_image, read_mask
 from pixelsem.records import FILE_FIELDS, AttackRecord, Prediction, Record, SegmentRecord
