@@ -1,4 +1,7 @@
-"""Every attack by name. A new attack is one module, one settings dataclass, and one entry here."""
+"""Every attack by name. A new attack is one module, one settings dataclass, and one entry here.
+
+Help and completions read this module without torch, so settings are in modules of their own that import nothing heavy.
+"""
 
 from __future__ import annotations
 
