@@ -125,6 +125,16 @@ def test_a_value_that_is_swept_twice_has_one_stage(folder: Path, tmp_path: Path)
     ]
 
 
+def test_overwriting_spares_what_is_read(attacked: Path) -> None:
+    before = {path: path.read_bytes() for path in attacked.rglob("*") if path.is_file()}
+    done = run("defend", "jpeg", attacked, "-o", attacked, "--overwrite", code=2)
+    assert done.stderr == (
+        f"pixelsem: {attacked}: --overwrite would delete {attacked}, which the command reads; "
+        "choose another folder with -o\n"
+    )
+    assert {path: path.read_bytes() for path in attacked.rglob("*") if path.is_file()} == before
+
+
 def test_a_setting_is_given_or_swept(folder: Path, tmp_path: Path) -> None:
     sweep = ("defend", "jpeg", folder, "--sweep", "q=90/80", "--run", tmp_path / "run")
     done = run(*sweep, "--quality", "75", code=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +63,14 @@ def open_output(
     stage. Output options are left out: a repeat chooses its own place. ``modules`` are those whose
     versions are noted. ``planned`` is how many records the stage holds at most when it is done.
 
-    Raises :class:`StageError` where the folder holds another run or another process writes to it,
-    :class:`OutputError` where it cannot be written.
+    Raises :class:`StageError` where the folder holds another run, another process writes to it or ``--overwrite`` would
+    delete what the command reads, :class:`OutputError` where it cannot be written.
     """
     command = command_name(context)
     key = digest({"command": command, **identity})
     path = output.output or output.run / f"{name}-{key[:6]}{shard.suffix if shard else ''}"
+    if output.overwrite:
+        _check_spared(path, [*inputs.values(), *options.values()])
     lock = hold(context, path)
     noted = dict(options) if shard is None else {**options, "shard": str(shard)}
     earlier = None if output.overwrite else _earlier(path, key)
@@ -90,6 +92,19 @@ def open_output(
     if earlier is not None:
         stage.save()  # where the inputs are may have changed
     return stage
+
+
+def _check_spared(path: Path, values: Sequence[Any]) -> None:
+    """Raise :class:`StageError` where one of ``values`` is, or lists, a path in the stage that is to be emptied."""
+    if not (path / STAGE_FILE).exists():
+        return
+    whole = path.resolve()
+    for value in values:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Path) and each.resolve().is_relative_to(whole):
+                raise StageError(
+                    f"{path}: --overwrite would delete {each}, which the command reads; choose another folder with -o"
+                )
 
 
 def hold(context: typer.Context, path: Path) -> StageLock | None:
