@@ -517,6 +517,15 @@ def test_options_that_cannot_be(data: Path, options: list[str], message: str) ->
     assert not Path("pixelsem-run").exists()
 
 
+def test_training_that_diverges_is_told_and_not_written(data: Path) -> None:
+    result = defend("--data", "data", "-o", "out", "--lr", "1e30", code=2)
+    assert result.stderr.splitlines()[-1] == (
+        "pixelsem: epoch 1: training diverged, its loss is nan; give a lower --lr"
+    )
+    assert not Path("out/checkpoint.pt").exists()
+    assert [*open_stage("out").epoch_records()] == []
+
+
 @pytest.mark.parametrize("option", [["--min-area", "0.5"], ["--workers", "2"], ["--resize", "squash"], ["--crop", "8"]])
 def test_options_that_cannot_be_are_told_before_the_images_are_read(data: Path, option: list[str]) -> None:
     for path in data.rglob("*.png"):

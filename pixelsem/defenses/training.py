@@ -25,6 +25,7 @@ from pixelsem.defenses.robustness import (
     robust_images,
 )
 from pixelsem.defenses.settings import TrainSettings
+from pixelsem.errors import PixelsemError
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.models import Classifier
 from pixelsem.models.epochs import Epochs, average_weights
@@ -130,6 +131,7 @@ def train(
     training goes on from there. The random numbers of an epoch depend on (seed, epoch) alone, those of an attack on
     (seed, epoch, step), so a resumed run draws the same. ``fast`` training ends early at catastrophic overfitting,
     with the weights of its best epoch (see :func:`pixelsem.defenses.robustness.find_collapse`). Raises
+    :class:`PixelsemError` where the loss of an epoch is not finite, which is not written,
     :class:`StageError` for a checkpoint of another run, :class:`InputError` for an image that cannot be read.
     """
     if device.type == "cpu":
@@ -148,13 +150,17 @@ def train(
         run.trained.train()
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         for step, (images, labels, regions) in enumerate(train_set.training_batches(number, settings, device)):
-            logits, loss = run.step(images, labels, regions, seed_of(settings.seed, number, step))
-            loss_sum += loss * len(labels)
+            logits, mean_loss = run.step(images, labels, regions, seed_of(settings.seed, number, step))
+            loss_sum += mean_loss * len(labels)
             correct += (logits.argmax(1) == labels).sum()
             if step % 20 == 0:
                 yield step / per_epoch
+        loss = float(loss_sum) / len(train_set)
+        if not math.isfinite(loss):
+            advice = "" if settings.precision == "fp32" else ", or --precision fp32"
+            raise PixelsemError(f"epoch {number}: training diverged, its loss is {loss}; give a lower --lr{advice}")
         accuracy = measure_accuracy(classifier, test_set, device=device, batch=measuring_batch(test_set, settings))
-        shares = float(loss_sum) / len(train_set), float(correct) / len(train_set), accuracy
+        shares = loss, float(correct) / len(train_set), accuracy
         robust = attacked_accuracy(classifier, test_set, settings, device)
         record = EpochRecord(number, *shares, time.perf_counter() - start, *robust)
         if record.fgsm_accuracy is not None and best_so_far([*log, record]):
