@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import dying
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from pixelsem.defenses import features as features_module
 from pixelsem.defenses.detecting import Measured, Scorer, draw, held_out, measure, open_samples, train_detector
 from pixelsem.defenses.features import Extractor, FeatureType
-from pixelsem.defenses.rich_models import rich_model
+from pixelsem.defenses.rich_models import rich_model, rich_models
 from pixelsem.defenses.settings_detection import EnsembleSettings, FeatureSettings
 from pixelsem.defenses.spam import spam
-from pixelsem.errors import InputError, PixelsemError
+from pixelsem.errors import InputError, PixelsemError, WorkerError
 from pixelsem.images import pixel_digest, write_image
 from pixelsem.metrics.texture import to_grey
 
@@ -173,6 +174,12 @@ print(hashlib.sha256(rich_model(plane, {kind!r})).hexdigest())
     told = [python("-c", code, env=os.environ | {"PYTHONHASHSEED": str(seed)}).stdout for seed in (0, 1, 2)]
     assert len(set(told)) == 1
     assert len(told[0].strip()) == 64
+
+
+def test_a_process_that_dies_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr("pixelsem.defenses.rich_models.rich_model", dying.die)
+    with pytest.raises(WorkerError, match=r"a process that computes srm died, .*--workers"):
+        list(rich_models([np.zeros((8, 8), np.uint8)] * 2, "srm", 2))
 
 
 @pytest.mark.slow

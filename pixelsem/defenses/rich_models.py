@@ -10,13 +10,14 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelsem.errors import PixelsemError
+from pixelsem.errors import PixelsemError, WorkerError
 
 RichModel = Literal["srm", "srmq1"]
 Plane = NDArray[np.uint8]
@@ -56,15 +57,21 @@ def rich_model(plane: Plane, kind: RichModel) -> NDArray[np.float32]:
 
 
 def rich_models(planes: Sequence[Plane], kind: RichModel, workers: int) -> Iterator[NDArray[np.float32]]:
-    """Yield the rich model of every plane in order, computed by up to ``workers`` processes."""
+    """Yield the rich model of every plane in order, computed by up to ``workers`` processes.
+
+    Raises :class:`WorkerError` where one of these dies.
+    """
     kinds: Iterable[RichModel] = [kind] * len(planes)
     if workers == 1 or len(planes) == 1:
         yield from map(rich_model, planes, kinds)
         return
     # Not forked: a process with threads (PyTorch's) may hang when it is.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(planes)), mp_context=context) as pool:
-        yield from pool.map(rich_model, planes, kinds)
+    try:
+        with ProcessPoolExecutor(min(workers, len(planes)), mp_context=context) as pool:
+            yield from pool.map(rich_model, planes, kinds)
+    except BrokenProcessPool:
+        raise WorkerError(f"a process that computes {kind} died, out of memory perhaps; take fewer --workers") from None
 
 
 def default_workers() -> int:
