@@ -213,7 +213,7 @@ def train_detector(
     if len(numbers) < FEWEST_IMAGES or not test.any():
         raise PixelsemError(
             f"{len(set(pairs.digests))} images with an adversarial version leave {len(numbers)} to train on; at least "
-            f"{FEWEST_IMAGES} and one for the test are needed: attack more images"
+            f"{FEWEST_IMAGES} and one for the test are needed: attack more images, or see to --sample and --test-share"
         )
     rows = np.stack(measured.rows)
     groups = np.array([numbers[digest] for digest in own], np.int64)
