@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import attack_stages
@@ -166,6 +167,8 @@ def test_the_papers_numbers_stand_beside_the_same_settings_alone() -> None:
 
     assert published(row(parse_defense("jpeg:q=55")), row(parse_defense("jpeg:q=55"), "sai-fgm")) == [0.684, 0.914]
     assert published(row(parse_defense("jpeg:q=56"))) == []
+    assert published(replace(row(parse_defense("jpeg:q=55")), region="foreground")) == []
+    assert published(replace(row(parse_defense("jpeg:q=55")), goal="targeted")) == []
     assert published(row(parse_defense("jpeg:q=55"), earlier=("median:k=5",))) == []
     assert published(row(parse_defense("jpeg:q=55,sub=4:4:4"))) == []
     for attack, _, text in DONG2020:  # every one can be met

@@ -63,8 +63,15 @@ class RobustnessRow:
         setup, found = self.setup, self.found
         about = describe_search(setup, self.region, self.goal)
         rates: list[Cell] = [found.right, found.before, found.after, found.survived]
-        published = DONG2020.get((setup.attack, setup.options.get("delta", 0), self.defenses))
-        return [*about, self.defenses, *rates, None if published is None else round(published / 100, 6)]
+        return [*about, self.defenses, *rates, self._published]
+
+    @property
+    def _published(self) -> float | None:
+        """dong2020's rate, of untargeted attacks on the whole image; None where it has none."""
+        if (self.region, self.goal) != ("original", "untargeted"):
+            return None
+        found = DONG2020.get((self.setup.attack, self.setup.options.get("delta", 0), self.defenses))
+        return None if found is None else round(found / 100, 6)
 
 
 def name_row(defenses: Sequence[Defense]) -> str:
