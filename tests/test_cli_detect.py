@@ -290,6 +290,8 @@ def test_where_too_few_are_left_what_could_not_be_read_is_named_first(call, tmp_
     *lines, last = done.stderr.splitlines()
     assert [line.split(": ")[1] for line in lines] == [str(path) for path in broken]
     assert "0 images with an adversarial version leave 0 to train on" in last
+    done = call("evaluate", "detection", "trained")
+    assert (done.exit_code, done.stderr) == (2, "pixelsem: trained: holds no scores: its command was not finished\n")
     assert not (tmp_path / "trained" / "detector.safetensors").exists()
 
 

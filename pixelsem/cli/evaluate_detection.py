@@ -55,7 +55,10 @@ def evaluate_detection(
     work = _Work(paths, options.confidence)
     rows, flagged = work.rows(), list(work.flagged())
     if not rows and not flagged:
-        raise PixelsemError(f"{next(iter(work.stages))}: holds no image that its detector was not trained on")
+        name, stage = next(iter(work.stages.items()))
+        held = any(True for _ in stage.records())
+        lacks = "image that its detector was not trained on" if held else "scores: its command was not finished"
+        raise PixelsemError(f"{name}: holds no {lacks}")
     shown = delta_table(rows, options.confidence)
     tables = [*([shown] if shown else []), *([detection_table(rows, options.confidence)] if rows else [])]
     tables += [flagged_table(flagged)] if flagged else []
@@ -71,7 +74,7 @@ class _Work:
     """Stages with what was attacked in them, and their rows."""
 
     def __init__(self, paths: Sequence[Path], confidence: float) -> None:
-        """Raises :class:`PixelsemError` for a stage of another kind, or without records."""
+        """Raises :class:`PixelsemError` for a stage of another kind."""
         from pixelsem.metrics.setups import name_attacks
         from pixelsem.stage import Stage
 
