@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pixelsem.errors import PixelsemError
+from pixelsem.fitness.allocation import FreedMemory
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.evaluator import Evaluator, pick_device
 from pixelsem.fitness.tuning import Memory, Way, fastest_batch
@@ -379,3 +380,34 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     kept, given_back = (int(python("-c", code, how).stdout) for how in ("keep", "return"))
     # Not all of it: an aligned tensor may not fit where the last one was until two such places have become one.
     assert kept < 0.75 * given_back
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_goes_back_to_the_system_once_in_a_while(python: Callable[..., Any]) -> None:
+    """Small tensors in use between large ones that are freed: none of these could go back by itself."""
+    code = """
+import sys, torch
+from pixelsem.fitness.allocation import FreedMemory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+freed = FreedMemory(float(sys.argv[1]))
+both = [(torch.ones(2**20), torch.ones(2**10)) for _ in range(50)]
+used = [small for _, small in both]
+del both
+before = resident()
+assert freed.give_back() is (sys.argv[1] == "0")
+print(before - resident())
+"""
+    at_once, later = (int(python("-c", code, pause).stdout) for pause in ("0", "60"))
+    assert at_once > 0.9 * 50 * 2**22
+    assert abs(later) < 2**20
+
+
+def test_an_evaluator_gives_freed_memory_back(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(make_classifier(), device="cpu", scorer="dense", batch_size=4)
+    evaluator.attach(images)
+    times: list[FreedMemory] = []
+    monkeypatch.setattr(FreedMemory, "give_back", lambda self: times.append(self))
+    for _ in range(3):
+        evaluator.score(make_edits())
+    assert len(times) == 3

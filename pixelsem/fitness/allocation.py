@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from functools import cache
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -18,7 +19,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc asks the system for every large tensor and returns it at once. The system hands out pages one
     by one as they are touched, each cleared first: on a network whose maps are large that takes as long as computing
-    them. The process then holds on to the most memory that it has ever used.
+    them. The process then holds on to what it has ever used, and more (:class:`FreedMemory`).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -27,6 +28,27 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+class FreedMemory:
+    """What malloc keeps of freed memory goes back to the system once in a while.
+
+    It is in pieces that fit ever fewer of the tensors to come, which are of all sizes: a search of most of an hour
+    would grow to 7 GB, of which 0.4 are in use.
+    """
+
+    def __init__(self, pause: float = 60) -> None:
+        """``pause``: seconds from one return to the next. What is used again must be asked for again, page by page."""
+        self._pause, self._last = pause, time.monotonic()
+        self._kept = keep_freed_memory()
+
+    def give_back(self) -> bool:
+        """Return all that is free where it is time to; return whether it was. To be called between batches."""
+        if not self._kept or time.monotonic() - self._last < self._pause:
+            return False
+        ctypes.CDLL(None).malloc_trim(0)
+        self._last = time.monotonic()
+        return True
 
 
 def keep_kernels() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelsem.errors import ModelError, PixelsemError, is_out_of_memory
-from pixelsem.fitness.allocation import keep_freed_memory, keep_kernels
+from pixelsem.fitness.allocation import FreedMemory, keep_kernels
 from pixelsem.fitness.dense import DenseScorer
 from pixelsem.fitness.edits import Edits
 from pixelsem.fitness.incremental import IncrementalScorer
@@ -87,8 +87,9 @@ class Evaluator:
                 raise PixelsemError("--evaluator incremental: a model behind --defense is scored dense; leave it out")
             scorer = "dense"
         self.device = pick_device(str(device))
+        self._freed: FreedMemory | None = None
         if self.device.type == "cpu":
-            keep_freed_memory()
+            self._freed = FreedMemory()
             keep_kernels()
         self.precision = precision
         self.classifier = classifier.to(self.device).eval()
@@ -309,6 +310,8 @@ class Evaluator:
                 size = _halved(stop - start, error)
                 continue
             start = stop
+        if self._freed is not None:
+            self._freed.give_back()
         return torch.cat(parts), size
 
     @torch.inference_mode()
