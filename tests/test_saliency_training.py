@@ -329,6 +329,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         next(train(tiny(), discs(8), settings, tmp_path / "one.pt", CPU, {"run": "test"}))
 
 
+def test_training_that_diverges_is_told_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saliency_training, "supervised_loss", lambda outputs, masks: outputs[0].sum() * torch.nan)
+    with pytest.raises(PixelsemError, match=r"epoch 1: training diverged, its loss is nan; give a lower --lr"):
+        records(tmp_path / "one.pt", tiny(), epochs=1)
+    assert not (tmp_path / "one.pt").exists()
+
+
 def test_the_loss_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record's loss is the mean over the images, also where the last batch is smaller."""
     seen_losses: list[tuple[float, int]] = []

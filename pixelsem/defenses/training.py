@@ -25,10 +25,9 @@ from pixelsem.defenses.robustness import (
     robust_images,
 )
 from pixelsem.defenses.settings import TrainSettings
-from pixelsem.errors import PixelsemError
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.models import Classifier
-from pixelsem.models.epochs import Epochs, average_weights
+from pixelsem.models.epochs import Epochs, average_weights, check_loss
 from pixelsem.records import EpochRecord
 
 
@@ -156,9 +155,7 @@ def train(
             if step % 20 == 0:
                 yield step / per_epoch
         loss = float(loss_sum) / len(train_set)
-        if not math.isfinite(loss):
-            advice = "" if settings.precision == "fp32" else ", or --precision fp32"
-            raise PixelsemError(f"epoch {number}: training diverged, its loss is {loss}; give a lower --lr{advice}")
+        check_loss(loss, number, settings.precision)
         accuracy = measure_accuracy(classifier, test_set, device=device, batch=measuring_batch(test_set, settings))
         shares = loss, float(correct) / len(train_set), accuracy
         robust = attacked_accuracy(classifier, test_set, settings, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import torch
 from torch import nn
 
-from pixelsem.errors import ModelError, StageError
+from pixelsem.errors import ModelError, PixelsemError, StageError
 from pixelsem.files import write_atomically
 from pixelsem.models.checkpoints import first_line
 from pixelsem.records import EpochRecord, SaliencyEpochRecord
@@ -92,6 +93,13 @@ class Epochs(Generic[R]):
 
 
 @torch.no_grad()
+def check_loss(loss: float, epoch: int, precision: str) -> None:
+    """Raise :class:`PixelsemError` where the mean loss of an epoch is no number that training can go on from."""
+    if not math.isfinite(loss):
+        advice = "" if precision == "fp32" else ", or --precision fp32"
+        raise PixelsemError(f"epoch {epoch}: training diverged, its loss is {loss}; give a lower --lr{advice}")
+
+
 def average_weights(averaged: nn.Module, network: nn.Module, decay: float, steps: int) -> None:
     """Move ``averaged`` towards ``network`` after so many ``steps``: the running average of its weights, in place.
 

@@ -21,7 +21,7 @@ from pixelsem.errors import PixelsemError
 from pixelsem.fitness.allocation import keep_freed_memory
 from pixelsem.images import read_image, resize_image
 from pixelsem.models.checkpoints import fit_state, load_state
-from pixelsem.models.epochs import Epochs, average_weights
+from pixelsem.models.epochs import Epochs, average_weights, check_loss
 from pixelsem.models.u2net import NETWORKS, U2Net
 from pixelsem.records import SaliencyEpochRecord
 from pixelsem.regions.masks import FolderMasks
@@ -157,7 +157,7 @@ def train(
     random numbers of an epoch depend on (seed, epoch) alone, so a resumed run draws the same. The learning
     rate is constant until the last ``settings.cooldown`` epochs, so a run may be made longer or shorter while
     these are not reached, with the same result as if it had been planned so. Raises :class:`StageError` for a
-    checkpoint of another run.
+    checkpoint of another run, :class:`PixelsemError` where the loss of an epoch is not finite, which is not written.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -174,9 +174,11 @@ def train(
             rate = settings.lr * cooling(number - 1 + step / per_epoch, settings.epochs, settings.cooldown)
             total += run.step(*augment(images, masks, settings), rate) * len(chosen)
             yield (step + 1) / per_epoch
+        loss = float(total) / count
+        check_loss(loss, number, settings.precision)
         network.eval()
         iou, error = measure(network, data.held, settings.size, device, settings.batch)
-        yield SaliencyEpochRecord(number, float(total) / count, iou, error, time.perf_counter() - start)
+        yield SaliencyEpochRecord(number, loss, iou, error, time.perf_counter() - start)
 
     frame = Epochs(checkpoint, identity, SaliencyEpochRecord, settings.epochs, settings.seed)
     yield from frame.run(run, epoch)
