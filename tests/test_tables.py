@@ -169,6 +169,15 @@ def test_terminal_turns_what_is_too_wide():
     assert "…" not in text
 
 
+def test_terminal_names_the_numbers_that_stand_above_a_turned_table():
+    columns = [Column("r", "Region", about=True), Column("p", "Pixels", "count", about=True)]
+    columns += [Column(f"v{i}", f"Value {i}", "number") for i in range(9)]
+    rows = [["original", pixels, *map(float, range(9))] for pixels in (1, 3)]
+    rows += [["background", 3, *map(float, range(9))]]
+    heading = shown(Table("t", "Title", columns, rows), 80).splitlines()[2]
+    assert heading.split() == ["original", "pixels", "1", "original", "pixels", "3", "background", "pixels", "3"]
+
+
 def test_terminal_cuts_nothing_where_nothing_fits():
     text = shown(wide(tuple("abcdefghij"), 9), 40)
     assert "…" not in text

@@ -38,9 +38,15 @@ class _Layout:
 
     def turned(self) -> _Layout:
         """Return the layout on its side: one row per value, one column per row."""
-        heads = [" ".join(text for text in row[: self.labels] if text != "–") for row in self.rows]
+        heads = [" ".join(self._named(row)) for row in self.rows]
         values = range(self.labels, len(self.heads))
         return _Layout(["", *heads], [[self.heads[i], *(row[i] for row in self.rows)] for i in values], 1)
+
+    def _named(self, row: Sequence[str]) -> Iterator[str]:
+        """Yield the labels of a row; a number says nothing without its heading."""
+        for head, text in zip(self.heads, row[: self.labels], strict=False):
+            if text != "–":
+                yield f"{head.lower()} {text}" if text[:1].isdigit() else text
 
 
 def _lines(texts: Sequence[str]) -> list[str]:
