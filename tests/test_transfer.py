@@ -71,7 +71,9 @@ def call(evaluate_in):
 
 def make_stage(path: Path, pairs=PAIRS, size: int = SIZE, **options) -> Path:
     records = [
-        record(name, to=None if attacked is None else "dog", height=size, width=size, pixels=[])
+        record(
+            name, to=None if attacked is None else "dog", height=size, width=size, region_pixels=size * size, pixels=[]
+        )
         for name, (_, attacked) in pairs.items()
     ]
     write_stage(path, info(**options), *records)
