@@ -271,6 +271,19 @@ def test_another_search_is_another_setup_and_is_named():
     assert [setup.variant for setup in setups] == ["population=400", "population=100"]
 
 
+def test_what_the_whole_image_has_no_option_for_tells_nothing_apart():
+    regions = [(f"r{n}", info("foreground", flagged=how), [record(region="foreground")]) for n, how in enumerate("ab")]
+    whole = ("o", info(population=100), [record()])
+    setups, _ = combine(stages(regions[0], whole))
+    assert [setup.variant for setup in setups] == ["population=400", "population=100"]
+    setups, _ = combine(stages(*regions, whole))
+    assert [setup.variant for setup in setups] == [
+        "flagged=a, population=400",
+        "flagged=b, population=400",
+        "population=100",
+    ]
+
+
 def test_other_pixels_need_no_further_name():
     setups, _ = combine(stages(("a", info(), [record()]), ("b", info(pixels=3), [record()])))
     assert [(setup.pixels, setup.variant) for setup in setups] == [(1, ""), (3, "")]

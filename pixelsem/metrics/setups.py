@@ -255,7 +255,9 @@ def _differences(setup: Setup, alike: Sequence[Setup]) -> dict[str, str]:
         name: worded(name, mine.get(name))
         for name in names
         if name not in _SHOWN
-        and any(other.get(name) != mine.get(name) for other in others)
+        # An attack on the whole image has no options of the region, in which it could differ.
+        and (name not in _OF_THE_REGION or name in mine)
+        and any(other.get(name) != mine.get(name) for other in others if name not in _OF_THE_REGION or name in other)
         # A border that was not moved needs no words beside one that was.
         and (name not in _MOVES or mine.get(name))
     }
