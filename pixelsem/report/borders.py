@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pixelsem.metrics.borders import BANDS, Band
 from pixelsem.report.tables import Column, Table, ends, level, with_ends
+from pixelsem.report.vulnerability import ABOUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,11 +23,7 @@ _SIDES = {"background": -1, "foreground": 1}
 def borders_table(rows: Sequence[Row], confidence: float) -> Table:
     """Return one row per setup × region × goal × band, each given as its names and its bands."""
     columns = (
-        Column("network", "Network", about=True),
-        Column("colours", "Colours", about=True),
-        Column("variant", "Variant", about=True),
-        Column("region", "Region", about=True),
-        Column("goal", "Goal", about=True),
+        *ABOUT,
         Column("distance", "From the border, pixels", about=True),
         Column("n", "Images", "count"),
         Column("pixels", "Pixels there, mean", "number", 1),
